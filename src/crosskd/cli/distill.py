@@ -1,0 +1,105 @@
+"""``crosskd distill``: train a student."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from crosskd.cli.console import output, start_logging
+from crosskd.cli.parsing import VerbParser
+from crosskd.data.prepare import load_examples
+from crosskd.files import check_output_folder, prepare_output_folder
+from crosskd.losses.registry import METHODS
+from crosskd.models.load import load_model
+from crosskd.training.config import DistillationConfig
+from crosskd.training.participants import check_distinct
+from crosskd.training.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """Train a student on prepared examples: with a live teacher (--teacher), with what it left
+(--teacher_cache), or alone (--method sft). Writes a checkpoint that AutoModelForCausalLM loads, its tokenizer, a model
+card, metrics.jsonl, resolved_config.yaml (give it to --config to repeat the run) and provenance.json."""
+
+EPILOG = "Every field of transformers.TrainingArguments is a flag too; --help_all shows them."
+
+# the fields of TrainingArguments that most runs touch
+_SHOWN = {
+    "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "use_cpu",
+    "gradient_checkpointing", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
+    "eval_steps", "report_to",
+}  # fmt: skip
+
+
+@dataclass
+class DistillArguments:
+    """Flags of ``crosskd distill`` beside those of `DistillationConfig`."""
+
+    student: str = field(metadata={"help": "model to train: hub id, folder or GGUF file"})
+    data: str = field(metadata={"help": "folder written by `crosskd prepare`, or sample:qed"})
+    teacher: str | None = field(default=None, metadata={"help": "model to learn from: hub id, folder or GGUF file"})
+    teacher_cache: str | None = field(
+        default=None, metadata={"help": "folder written by `crosskd cache`; the teacher is then not loaded"}
+    )
+    student_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "number format of the trained weights"}
+    )
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "number format of the teacher's weights; auto: as stored"}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that a model brings"})
+    allow_pickle: bool = field(default=False, metadata={"help": "read weights in pickle format, which can run code"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what output_dir holds"})
+
+
+def run(words: Sequence[str]) -> None:
+    """Train, and save the student."""
+    inherited = {item.name for item in fields(TrainingArguments)}
+    parser = VerbParser(
+        "distill", DESCRIPTION, [DistillArguments, DistillationConfig], hidden=inherited - _SHOWN, epilog=EPILOG
+    )
+    arguments, config = parser.parse(words)
+    start_logging()
+    folder = Path(str(config.output_dir))
+    check_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
+    trainer = build_trainer(arguments, config)
+    prepare_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
+    checkpoint = last_checkpoint(folder) if arguments.resume else None
+    if arguments.resume:
+        logger.info("going on from %s", checkpoint.name if checkpoint else "the start: there is no checkpoint yet")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    trainer.save_state()
+    output.print(f"student: {folder}")
+
+
+def build_trainer(arguments: DistillArguments, config: DistillationConfig) -> DistillationTrainer:
+    """Load the models and examples that the flags name."""
+    load = partial(load_model, trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle)
+    check_distinct(arguments.student, arguments.teacher)
+    asks_teacher = METHODS[config.method].needs_teacher and arguments.teacher_cache is None
+    examples = load_examples(arguments.data, "train")
+    evaluation = None if config.eval_strategy == "no" else load_examples(arguments.data, "validation")
+    return DistillationTrainer(
+        load(arguments.student, dtype=arguments.student_dtype),
+        load(arguments.teacher, dtype=arguments.teacher_dtype) if arguments.teacher and asks_teacher else None,
+        config,
+        examples,
+        evaluation,
+        teacher_cache=arguments.teacher_cache,
+        sources={name: getattr(arguments, name) for name in ("student", "teacher", "data", "teacher_cache")},
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written whole; its ``trainer_state.json`` is written last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)

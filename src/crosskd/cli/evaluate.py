@@ -1,0 +1,97 @@
+"""``crosskd evaluate``: a model answers, and its answers are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from crosskd.cli.console import output, progress, start_logging
+from crosskd.cli.parsing import VerbParser
+from crosskd.data.prepare import load_examples
+from crosskd.evaluation.evaluate import evaluate
+from crosskd.files import prepare_output_folder
+from crosskd.models.card import add_scores
+from crosskd.models.limits import context_length
+from crosskd.models.load import LoadedModel, load_model
+from crosskd.report.tables import results_table
+from crosskd.text.tasks import load_task
+
+DESCRIPTION = """Let a model answer the examples of a split, greedily, and score the answers: F1, exact match and ROUGE.
+Writes scores.json and predictions.jsonl, and adds the scores to the model card of a student that was trained here."""
+
+
+@dataclass
+class EvaluateArguments:
+    """Flags of ``crosskd evaluate``."""
+
+    model: str = field(metadata={"help": "hub id, folder or GGUF file"})
+    data: str = field(metadata={"help": "folder written by `crosskd prepare`, or sample:qed"})
+    output: str = field(metadata={"help": "folder to write"})
+    split: str = field(default="validation", metadata={"help": "split to answer"})
+    task: str = field(default="qa", metadata={"help": "name of a task, or a YAML file with one of your own"})
+    name: str | None = field(default=None, metadata={"help": "what tables call the model; default: its own name"})
+    number_few_shot: int = field(default=0, metadata={"help": "examples in the prompt"})
+    prompt_style: Literal["auto", "plain", "chat"] = field(
+        default="auto", metadata={"help": "auto takes the chat template where there is one"}
+    )
+    batch_size: int = field(default=8, metadata={"help": "examples answered at once"})
+    max_new_tokens: int = field(default=150, metadata={"help": "longest answer, in tokens"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "longest prompt and answer, in tokens; default: the model's limit"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "answer the first so many examples only"})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "number format of the weights; auto: as stored"}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model brings"})
+    allow_pickle: bool = field(default=False, metadata={"help": "read weights in pickle format, which can run code"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
+
+
+def run(words: Sequence[str]) -> None:
+    """Answer, score, write, and show the scores."""
+    (arguments,) = VerbParser("evaluate", DESCRIPTION, [EvaluateArguments]).parse(words)
+    start_logging()
+    task = load_task(arguments.task)
+    examples = load_examples(arguments.data, arguments.split)
+    if arguments.limit is not None:
+        examples = examples.select(range(min(arguments.limit, len(examples))))
+    folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite)
+    loaded = on_accelerator(
+        load_model(
+            arguments.model,
+            dtype=arguments.dtype,
+            trust_remote_code=arguments.trust_remote_code,
+            allow_pickle=arguments.allow_pickle,
+        )
+    )
+    name = arguments.name or Path(arguments.model).stem
+    with progress(f"answers of {name}", len(examples)) as advance:
+        evaluation = evaluate(
+            loaded.model,
+            examples,
+            task,
+            tokenizer=loaded.tokenizer,
+            name=name,
+            number_few_shot=arguments.number_few_shot,
+            prompt_style=arguments.prompt_style,
+            max_new_tokens=arguments.max_new_tokens,
+            batch_size=arguments.batch_size,
+            max_length=arguments.max_length or context_length(loaded.model.config, loaded.tokenizer),
+            advance=advance,
+        )
+    evaluation.save(folder)
+    scored = f"{task.name}, {len(examples)} examples of {arguments.data} ({arguments.split})"
+    add_scores(Path(arguments.model), f"{scored}, {arguments.number_few_shot} shots", evaluation.scores)
+    output.print(results_table([evaluation]))
+
+
+def on_accelerator(loaded: LoadedModel) -> LoadedModel:
+    """Move a model to the accelerator, if there is one."""
+    if torch.cuda.is_available():
+        loaded.model.to("cuda")  # pyright: ignore[reportArgumentType]
+    return loaded

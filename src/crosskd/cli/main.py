@@ -1,0 +1,68 @@
+"""``crosskd VERB ...``: find the verb, run it, and tell errors of the user's making in one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from crosskd.errors import UsageError, did_you_mean
+
+VERBS = {
+    "demo": "distil a real small model end to end, on this machine",
+    "prepare": "turn a data file into examples (arrow)",
+    "cache": "run the teacher once and keep what the losses need",
+    "distill": "train a student, with or without a teacher",
+    "evaluate": "let a model answer, and score the answers",
+    "report": "put scores, curves and predictions into one HTML page",
+    "env": "show versions, machine and what crosskd finds there",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 2 for bad input, 130 when it was interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # chosen before torch and transformers are imported by a verb
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return 0
+    if words[0] == "--version":
+        from crosskd import __version__
+
+        sys.stdout.write(f"crosskd {__version__}\n")
+        return 0
+    return run_verb(words[0], words[1:])
+
+
+def run_verb(verb: str, words: Sequence[str]) -> int:
+    """Run ``verb`` with its flags; see `main` for what is returned."""
+    try:
+        if verb not in VERBS:
+            raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
+        importlib.import_module(f"crosskd.cli.{verb}").run(words)
+    except UsageError as error:
+        sys.stderr.write(f"crosskd {verb}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"crosskd {verb}: stopped; the same command with --resume goes on where it can\n")
+        return 130
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "usage: crosskd VERB [flags]\n\n"
+        "Distil a large language model into a small one that has another tokenizer.\n\n"
+        f"{verbs}\n\n"
+        "`crosskd VERB --help` explains the flags of a verb. Every verb takes --config FILE.yaml;\n"
+        "flags on the command line win over the file, the file wins over the defaults.\n"
+        "New here? `crosskd demo --help`.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Flags and YAML keys from the fields of dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from crosskd.errors import UsageError, did_you_mean
+
+
+class VerbParser(HfArgumentParser):
+    """`transformers.HfArgumentParser` with ``--config``, help that can be read, and errors of one line.
+
+    Args:
+        verb: The verb, for help.
+        description: What it does, for a stranger.
+        dataclasses: Whose fields become flags.
+        hidden: Flags that ``--help`` leaves to ``--help_all``.
+        epilog: Printed under the flags.
+    """
+
+    def __init__(
+        self,
+        verb: str,
+        description: str,
+        dataclasses: Sequence[type],
+        *,
+        hidden: Iterable[str] = (),
+        epilog: str | None = None,
+    ) -> None:
+        super().__init__(
+            dataclasses,  # pyright: ignore[reportArgumentType]
+            prog=f"crosskd {verb}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+            usage=f"crosskd {verb} [flags]",
+        )
+        self._hidden = set(hidden)
+        self.add_argument("--config", metavar="FILE", help="YAML file of flags, without their dashes")
+        if self._hidden:
+            self.add_argument("--help_all", action="store_true", help="show every flag")
+
+    def parse(self, words: Sequence[str]) -> tuple[Any, ...]:
+        """Make the dataclasses: command line over YAML over defaults.
+
+        Raises:
+            UsageError: An unknown flag or key (the nearest is suggested), a value of a wrong kind, a missing flag.
+        """
+        if "--help_all" in words:
+            self.print_help()
+            sys.exit(0)
+        self._hide()
+        words = [*self._words_of_file(words), *words]
+        try:
+            namespace, unknown = self.parse_known_args(words)
+            if unknown:
+                self._refuse(unknown[0])
+            return self._instances(namespace)
+        except UsageError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:  # a dataclass refused its values
+            raise UsageError(str(error).strip().split("\n")[0]) from error
+
+    def error(self, message: str) -> NoReturn:
+        """Argparse found a value of a wrong kind or misses a flag."""
+        raise UsageError(message, fix=f"`{self.prog} --help` lists the flags")
+
+    def _instances(self, namespace: argparse.Namespace) -> tuple[Any, ...]:
+        values = vars(namespace)
+        made = []
+        for dataclass_type in self.dataclass_types:
+            names = [name for name, field in dataclass_type.__dataclass_fields__.items() if field.init]
+            made.append(dataclass_type(**{name: values[name] for name in names if name in values}))
+        return tuple(made)
+
+    def _flags(self) -> dict[str, argparse.Action]:
+        return {action.dest: action for action in self._actions if action.dest not in ("help", "help_all", "config")}
+
+    def _refuse(self, word: str) -> NoReturn:
+        if not word.startswith("-"):
+            raise UsageError(f"argument {word!r}", expected="flags only", fix=f"`{self.prog} --help` lists them")
+        name = word.lstrip("-").split("=")[0].replace("-", "_")
+        raise UsageError(
+            f"flag {word.split('=')[0]}", expected="a flag of this verb", fix=_suggestion(name, self._flags(), "--")
+        )
+
+    def _words_of_file(self, words: Sequence[str]) -> list[str]:
+        """The flags that a YAML file stands for; they come first, so that the command line wins."""
+        before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        before.add_argument("--config")
+        before.error = self.error  # pyright: ignore[reportAttributeAccessIssue]
+        path = before.parse_known_args(words)[0].config
+        if path is None:
+            return []
+        flags = self._flags()
+        given: list[str] = []
+        for key, value in _read_mapping(path).items():
+            if key not in flags:
+                raise UsageError(
+                    f"--config {path}: key {key!r}", expected="a flag of this verb", fix=_suggestion(key, flags, "")
+                )
+            given += _as_words(key, value)
+        return given
+
+    def _hide(self) -> None:
+        for action in self._actions:
+            if action.dest in self._hidden:
+                action.help = argparse.SUPPRESS
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """One spelling of each flag, its choices and its default."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        option = action.option_strings[-1] if action.dest == "help" else action.option_strings[0]
+        if action.nargs == 0 or isinstance(action.const, bool):
+            return option
+        return f"{option} {action.metavar or '|'.join(map(str, action.choices or [])) or action.dest.upper()}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = (action.help or "").replace("%", "%%")
+        shown = action.default not in (None, argparse.SUPPRESS, False, "") and action.dest != "help"
+        return f"{text} [{action.default}]".replace("%%(default)", "") if shown else text
+
+
+def _suggestion(name: str, flags: Iterable[str], dashes: str) -> str:
+    text = did_you_mean(name, flags)
+    if text.startswith("did you mean"):
+        return text.replace("'", f"'{dashes}", 1)
+    return "`--help` lists the flags"
+
+
+def _read_mapping(path: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}", got=error.strerror, expected="a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}", got=" ".join(str(error).split()), expected="a YAML file") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"--config {path}", got=f"a YAML {type(value).__name__}", expected="a mapping of flags")
+    return {str(key): item for key, item in value.items()}
+
+
+def _as_words(key: str, value: Any) -> list[str]:  # noqa: ANN401 - whatever YAML can hold
+    flag = f"--{key}"
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [flag, *(_as_word(item) for item in value)]
+    return [f"{flag}={_as_word(value)}"]
+
+
+def _as_word(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, bool | dict | list):
+        return json.dumps(value)
+    return str(value)

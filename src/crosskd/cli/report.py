@@ -1,0 +1,36 @@
+"""``crosskd report``: scores, curves and predictions on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crosskd.cli.console import output, start_logging
+from crosskd.cli.parsing import VerbParser
+from crosskd.errors import UsageError
+from crosskd.report.build import build_report
+
+DESCRIPTION = """Put every scores.json, predictions.jsonl and metrics.jsonl found under some folders into one HTML file
+that needs nothing else: results, loss curves, predictions side by side."""
+
+
+@dataclass
+class ReportArguments:
+    """Flags of ``crosskd report``."""
+
+    runs: list[str] = field(metadata={"help": "folders to look into"})
+    output: str = field(default="report.html", metadata={"help": "HTML file to write"})
+    title: str = field(default="Distillation report", metadata={"help": "title of the page"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an existing file"})
+
+
+def run(words: Sequence[str]) -> None:
+    """Write the page and say where it is."""
+    (arguments,) = VerbParser("report", DESCRIPTION, [ReportArguments]).parse(words)
+    start_logging()
+    path = Path(arguments.output)
+    if path.exists() and not arguments.overwrite:
+        raise UsageError(f"--output {path}", got="a file that exists", fix="give --overwrite or another name")
+    build_report([Path(folder) for folder in arguments.runs], path, title=arguments.title)
+    output.print(f"report: {path.resolve()}")

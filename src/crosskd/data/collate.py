@@ -1,0 +1,47 @@
+"""Examples become batches in which all answers start in one column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+def collate_answers(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_token_id: int
+) -> dict[str, Tensor]:
+    """Left-pad prompts and right-pad answers, so that every answer starts in the same column.
+
+    The last answer token predicts nothing, so the inputs end before it: with P the longest prompt and A the longest
+    answer they have L = P + A - 1 columns, and the last A of them predict the A answer tokens.
+
+    Args:
+        prompts: Token ids of each prompt, none empty.
+        answers: Token ids of each answer, none empty; the end-of-sequence token is theirs where it is wanted.
+        pad_token_id: Fills what is masked. It may be the end-of-sequence id: labels come from lengths, not from ids.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``position_ids`` (B, L), int64; ``labels`` (B, A), int64, -100 beyond each
+        answer.
+    """
+    prompt_length = max(map(len, prompts))
+    answer_length = max(map(len, answers))
+    shape = (len(prompts), prompt_length + answer_length)
+    ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full((len(prompts), answer_length), IGNORED, dtype=torch.long)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        columns = slice(prompt_length - len(prompt), prompt_length + len(answer))
+        ids[row, columns] = torch.tensor([*prompt, *answer], dtype=torch.long)
+        mask[row, columns] = 1
+        labels[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return {
+        "input_ids": ids[:, :-1],
+        "attention_mask": mask[:, :-1],
+        "position_ids": positions[:, :-1],
+        "labels": labels,
+    }

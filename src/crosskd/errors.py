@@ -1,0 +1,39 @@
+"""Errors of the user's making, told in one line: what, got, expected, how to mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Bad input: the command line prints it as one line and exits with code 2.
+
+    Args:
+        what: The thing that is wrong, by the name the user gave it (``--data``, ``top_k``).
+        got: What was found.
+        expected: What would have been right.
+        fix: How to mend it, as an imperative.
+
+    Example:
+        >>> str(UsageError("--top_k", got=0, expected="an integer of at least 1"))
+        '--top_k: got 0; expected an integer of at least 1'
+    """
+
+    def __init__(self, what: str, *, got: object = None, expected: str | None = None, fix: str | None = None) -> None:
+        parts = []
+        if got is not None:
+            parts.append(f"got {got!r}" if isinstance(got, str) else f"got {got}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if fix is not None:
+            parts.append(fix)
+        message = f"{what}: " + "; ".join(parts) if parts else what
+        super().__init__(" ".join(message.split()))
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Suggest the nearest of ``choices`` to a mistyped ``name``, or list them when none is near."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else "choose from " + ", ".join(known)

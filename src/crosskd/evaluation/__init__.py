@@ -1,0 +1,1 @@
+"""Answers and scores: generation, metrics, evaluation, comparison."""

@@ -1,0 +1,159 @@
+"""A model answers the examples of a task, and the answers are scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from crosskd.errors import UsageError
+from crosskd.evaluation.generation import generate_answers
+from crosskd.evaluation.metrics import bert_score, bert_score_settings, exact_match, f1, rouge
+from crosskd.evaluation.results import Evaluation, Prediction
+from crosskd.models.limits import context_length
+from crosskd.text.prompts import Prompt, PromptBuilder, PromptStyle
+from crosskd.text.tasks import Task, load_task
+
+__all__ = ["Evaluation", "Prediction", "evaluate", "score"]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    examples: Iterable[Mapping[str, Any]],
+    task: Task | str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str | None = None,
+    number_few_shot: int = 0,
+    prompt_style: PromptStyle = "auto",
+    max_new_tokens: int = 150,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    bert_score_model: str | None = None,
+    bert_score_layer: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Let ``model`` answer ``examples`` greedily and score the answers against all their references.
+
+    Args:
+        model: The language model, causal or encoder-decoder, on the device where it shall run.
+        examples: Mappings with ``id``, ``context``, ``answers`` and, depending on the task, ``question`` and
+            ``title``.
+        task: A task, the name of one, or a YAML file.
+        tokenizer: The model's tokenizer.
+        name: What tables call the model; None takes the model's own name.
+        number_few_shot: Shots of the task put before each example.
+        prompt_style: ``"plain"`` text, the tokenizer's ``"chat"`` template, or ``"auto"``: chat where there is one.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Examples answered at once.
+        max_length: Longest prompt and answer together, in tokens (encoder-decoder models: longest prompt); None takes
+            the model's limit. Longer contexts lose their front, and `Evaluation.truncated_examples` counts them.
+        bert_score_model: Encoder for BERTScore (a hub id or folder); None leaves BERTScore out.
+        bert_score_layer: Its layer; None takes the one that ``bert-score`` recommends.
+        advance: Called with the number of examples answered since the last call (progress bars).
+
+    Returns:
+        Scores, predictions and the settings they were made with.
+
+    Raises:
+        UsageError: No examples, an example without answers, or a prompt that does not fit even without context.
+
+    Example:
+        >>> evaluate(model, examples, "qa", tokenizer=tokenizer).scores["f1"]  # doctest: +SKIP
+        0.6179
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    rows = list(examples)
+    _check_examples(rows)
+    encoder = None if bert_score_model is None else bert_score_settings(bert_score_model, bert_score_layer)
+    builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style)
+    longest = _longest_prompt(model, tokenizer, max_length, max_new_tokens)
+    prompts = [builder.build(row, max_tokens=longest) for row in rows]
+    started = time.perf_counter()
+    answers = generate_answers(
+        model,
+        tokenizer,
+        [prompt.ids for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        shared_prefix=builder.shared_prefix_ids,
+        advance=advance,
+    )
+    seconds = time.perf_counter() - started
+    predictions = [
+        _prediction(index, row, answer) for index, (row, answer) in enumerate(zip(rows, answers, strict=True))
+    ]
+    scores = score(answers, [prediction.answers for prediction in predictions])
+    if encoder is not None:
+        scores |= _bert_scores(predictions, bert_score_model, bert_score_layer)
+    limits = {"max_new_tokens": max_new_tokens, "longest_prompt": longest, "batch_size": batch_size}
+    settings = {**_model_facts(model), "prompt_style": prompt_style, **limits, "bert_score": encoder}
+    return Evaluation(
+        name=name or settings["model"] or type(model).__name__,
+        task=task.name,
+        scores=scores,
+        predictions=predictions,
+        examples=len(rows),
+        seconds=seconds,
+        number_few_shot=number_few_shot,
+        truncated_examples=sum(prompt.context_tokens_dropped > 0 for prompt in prompts),
+        settings={**settings, "context_tokens_dropped": _dropped(prompts), "finished": _now()},
+    )
+
+
+def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """All scores that need no further model: ``f1``, ``exact_match`` and the four of ROUGE, each in [0, 1]."""
+    return {
+        "f1": f1(predictions, references),
+        "exact_match": exact_match(predictions, references),
+        **rouge(predictions, references),
+    }
+
+
+def _longest_prompt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None, max_new_tokens: int
+) -> int | None:
+    limits = [limit for limit in (max_length, context_length(model.config, tokenizer)) if limit is not None]
+    if not limits:
+        return None
+    room = min(limits) - (0 if model.config.is_encoder_decoder else max_new_tokens)
+    if room < 1:
+        raise UsageError("max_new_tokens", got=max_new_tokens, expected=f"less than the {min(limits)} tokens allowed")
+    return room
+
+
+def _check_examples(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise UsageError("there are no examples to evaluate")
+    for index, row in enumerate(rows):
+        if not row.get("answers"):
+            raise UsageError(f"example {row.get('id', index)!r} has no answers", expected="at least one reference")
+
+
+def _prediction(index: int, row: Mapping[str, Any], answer: str) -> Prediction:
+    return Prediction(str(row.get("id", index)), row.get("question") or "", list(row["answers"]), answer)
+
+
+def _bert_scores(predictions: Sequence[Prediction], model: str | None, layer: int | None) -> dict[str, float]:
+    texts = [prediction.prediction for prediction in predictions]
+    measured = bert_score(texts, [prediction.answers for prediction in predictions], model=model, layer=layer)
+    return {f"bert_score_{part}": value for part, value in measured.items()}
+
+
+def _model_facts(model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "model": getattr(model.config, "name_or_path", ""),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _dropped(prompts: Sequence[Prompt]) -> int:
+    return sum(prompt.context_tokens_dropped for prompt in prompts)

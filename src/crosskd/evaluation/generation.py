@@ -1,0 +1,223 @@
+"""Greedy answers to prompts, in batches, cut at the first line break."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from crosskd.errors import UsageError
+from crosskd.evaluation.prefix_cache import PrefixCache, compute_prefix_cache, usable_prefix_length
+from crosskd.models.limits import context_length
+
+_LINE_BREAK = re.compile(r"[\r\n]")
+# Chat models end their turn with one of these, also where their files name another token as the end of the sequence.
+_END_OF_TURN = frozenset({"<|im_end|>", "<end_of_turn>", "<turn|>", "<|eot_id|>", "<|end|>", "<|endofturn|>"})
+# What an architecture needs to start a sequence; everything else in a model's generation settings is a matter of taste.
+_STRUCTURAL = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 150,
+    batch_size: int = 8,
+    shared_prefix: Sequence[int] = (),
+    advance: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Let ``model`` answer each prompt greedily; an answer is the first line of what it writes.
+
+    White space before the answer is skipped (so leading line breaks do not count), the answer ends at the first line
+    break after it or at an end token. A row that has its line break is finished: models that would go on are not made
+    to. The longest prompts come first, so that a batch too large for the memory fails at once. Sampling, penalties and
+    beams that a model's own generation settings ask for are ignored. Works for causal and for encoder-decoder models
+    (the prompt goes to the encoder).
+
+    Args:
+        model: The language model. Its train or eval mode and its generation settings are as before afterwards.
+        tokenizer: Its tokenizer; it is only read.
+        prompts: N sequences of token ids, complete with beginning-of-sequence token and chat template.
+        max_new_tokens: Longest answer, in tokens, at least 1.
+        batch_size: Prompts answered at once, at least 1.
+        shared_prefix: Token ids with which all prompts begin (few-shot examples). Their key-value states are then
+            computed once, for architectures where that is exact: the outputs are the same up to rounding.
+        advance: Called with the number of prompts answered since the last call (progress bars).
+
+    Returns:
+        N answers, in the order of the prompts, without white space at the ends.
+
+    Raises:
+        UsageError: A number below 1, an empty prompt, or a prompt too long for the model's limit.
+    """
+    _check(model, tokenizer, prompts, max_new_tokens, batch_size)
+    config = _greedy_settings(model, tokenizer, max_new_tokens)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers = [""] * len(prompts)
+    with _plain_generation(model, config), torch.no_grad():
+        prefix = _prefix(model, prompts, shared_prefix)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for index, answer in zip(
+                batch, _answer_batch(model, tokenizer, [prompts[i] for i in batch], config, prefix), strict=True
+            ):
+                answers[index] = answer
+            if advance is not None:
+                advance(len(batch))
+    return answers
+
+
+def first_line(text: str) -> str:
+    """The first line of ``text`` that is not empty, without white space at its ends."""
+    return _LINE_BREAK.split(text.strip(), maxsplit=1)[0].strip()
+
+
+class FirstLineComplete(StoppingCriteria):
+    """Finishes a row once its new text holds a line break after something else than white space.
+
+    Args:
+        tokenizer: Decodes the new tokens.
+        start: Column of the first new token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int) -> None:
+        self._tokenizer = tokenizer
+        self._start = start
+        self._done: list[bool] = []
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - a tensor (B,), as the base class documents
+        self, input_ids: Tensor, scores: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Which of the B rows of ``input_ids`` (B, length) are finished, a bool tensor (B,)."""
+        rows = input_ids[:, self._start :].tolist()
+        self._done = self._done or [False] * len(rows)
+        for index, row in enumerate(rows):
+            self._done[index] = self._done[index] or self._has_line(row)
+        return torch.tensor(self._done, device=input_ids.device)
+
+    def _has_line(self, row: list[int]) -> bool:
+        return _LINE_BREAK.search(_decode(self._tokenizer, row).lstrip()) is not None
+
+
+def _answer_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    prefix: PrefixCache | None,
+) -> list[str]:
+    input_ids, attention_mask = _left_padded(prompts, int(config.pad_token_id or 0), model.device)
+    start = 1 if model.config.is_encoder_decoder else input_ids.shape[1]
+    padding = [input_ids.shape[1] - len(prompt) for prompt in prompts]
+    cached = {"past_key_values": prefix.shifted(padding)} if prefix else {}
+    output = model.generate(  # pyright: ignore[reportCallIssue] - typed as if it were a tensor
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([FirstLineComplete(tokenizer, start)]),
+        **cached,
+    )
+    ends = set(config.eos_token_id or [])
+    return [first_line(_decode(tokenizer, _until_end(row, ends))) for row in output[:, start:].tolist()]
+
+
+def _until_end(row: list[int], ends: set[int]) -> list[int]:
+    return next((row[:index] for index, token in enumerate(row) if token in ends), row)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, row: list[int]) -> str:
+    return str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _greedy_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> GenerationConfig:
+    own = model.generation_config or GenerationConfig()
+    ends = end_token_ids(model, tokenizer)
+    # Any id serves as padding, since padding is masked, and what follows an end token is cut.
+    pads = [tokenizer.pad_token_id, own.pad_token_id, *ends, 0]
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=ends or None,
+        pad_token_id=next(int(pad) for pad in pads if pad is not None),
+        **{name: getattr(own, name, None) for name in _STRUCTURAL},
+    )
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All tokens that end an answer: by the tokenizer, by the model's generation settings, or as an end of turn."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    stated = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    turns = [index for index, token in tokenizer.added_tokens_decoder.items() if token.content in _END_OF_TURN]
+    return sorted({end for end in [*stated, *turns] if isinstance(end, int)})
+
+
+@contextmanager
+def _plain_generation(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Evaluation mode and no generation settings of the model's own, which `generate` would merge into ours."""
+    # A PEFT model hands its settings to the model inside, so both are put back.
+    inside = getattr(model, "get_base_model", lambda: model)()
+    saved = [(each, each.generation_config) for each in (inside, model)]
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        model.generation_config = config
+        yield
+    finally:
+        for each, own in saved:
+            each.generation_config = own
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _prefix(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], shared_prefix: Sequence[int]
+) -> PrefixCache | None:
+    length = usable_prefix_length(prompts, shared_prefix)
+    return compute_prefix_cache(model, shared_prefix[:length]) if length and len(prompts) > 1 else None
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+) -> None:
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise UsageError(name, got=value, expected="at least 1")
+    lengths = [len(prompt) for prompt in prompts]
+    if 0 in lengths:
+        raise UsageError(f"prompt {lengths.index(0)} has no tokens")
+    longest = max(lengths, default=0)
+    room = max_new_tokens if not model.config.is_encoder_decoder else 0
+    limit = context_length(model.config, tokenizer)
+    if limit is not None and longest + room > limit:
+        raise UsageError(
+            f"prompt {lengths.index(longest)} has {longest} tokens, and {room} new ones may follow",
+            expected=f"at most {limit} together, the model's limit",
+            fix="shorten the prompt, or lower max_new_tokens",
+        )

@@ -1,0 +1,94 @@
+"""What an evaluation found, and the files that keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crosskd import __version__
+from crosskd.errors import UsageError
+from crosskd.files import read_json, read_jsonl, write_json, write_jsonl
+
+SCORES = "scores.json"
+PREDICTIONS = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered example: its ``id``, ``question`` (may be empty), references (``answers``) and ``prediction``."""
+
+    id: str
+    question: str
+    answers: list[str]
+    prediction: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        name: What tables call the model.
+        task: Name of the task.
+        scores: Means over the examples by metric, in [0, 1]: ``f1``, ``exact_match``, ``rouge1``, ``rouge2``,
+            ``rougeL``, ``rougeLsum``, and ``bert_score_*`` if asked for.
+        predictions: One for each example, in their order; empty where the predictions were not kept.
+        examples: How many were answered.
+        seconds: Wall-clock time of the generation alone.
+        number_few_shot: Shots in the prompt.
+        truncated_examples: Examples whose context was shortened to fit.
+        settings: What else decides the scores (model, prompt style, limits, dtype, ...).
+        crosskd_version: Version that computed them.
+    """
+
+    name: str
+    task: str
+    scores: dict[str, float]
+    predictions: list[Prediction]
+    examples: int
+    seconds: float
+    number_few_shot: int = 0
+    truncated_examples: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    crosskd_version: str = __version__
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``predictions.jsonl`` and then ``scores.json`` into ``folder``, each in one step.
+
+        Other files of the folder stay. ``scores.json`` comes last: where it stands, the evaluation is complete.
+
+        Returns:
+            The folder.
+        """
+        place = Path(folder)
+        record = asdict(self)
+        write_jsonl(place / PREDICTIONS, record.pop("predictions"))
+        write_json(place / SCORES, record)
+        return place
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evaluation:
+        """Read what :meth:`save` wrote; a missing ``predictions.jsonl`` gives no predictions.
+
+        Raises:
+            UsageError: ``scores.json`` is missing, or a file lacks what it should hold.
+        """
+        place = Path(folder)
+        record = read_json(place / SCORES)
+        rows = read_jsonl(place / PREDICTIONS) if (place / PREDICTIONS).is_file() else []
+        known = {name: value for name, value in record.items() if name in cls.__dataclass_fields__}
+        try:
+            return cls(**{**known, "predictions": read_predictions(rows)})
+        except (TypeError, KeyError) as error:
+            raise UsageError(f"{place} does not hold an evaluation: {error}") from error
+
+
+def read_predictions(rows: Iterable[Mapping[str, Any]]) -> list[Prediction]:
+    """Rows of ``predictions.jsonl`` as predictions; what else they hold is ignored.
+
+    Raises:
+        KeyError: A row lacks a key.
+    """
+    return [Prediction(str(row["id"]), row["question"], list(row["answers"]), row["prediction"]) for row in rows]

@@ -1,0 +1,169 @@
+"""MinED: token alignment and vocabulary map by edit distance, then KL (Wan et al. 2024, arXiv 2401.10491)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from crosskd.errors import UsageError
+from crosskd.losses.base import DistillationMethod, StudentAnswers, required_targets
+from crosskd.losses.partition_pass import partition_pass
+from crosskd.losses.registry import register
+from crosskd.losses.targets import TargetRequest, TeacherTargets
+from crosskd.losses.teacher_entries import checked_top_entries, largest_teacher_entries
+
+
+@register
+@dataclass(frozen=True)
+class MinED(DistillationMethod):
+    """Minimum-edit-distance distillation: KL from the teacher's mapped entries to the student's.
+
+    For each student token with an aligned teacher token, with ``q_v`` the sum of the probabilities of the teacher's
+    kept entries that map to student entry v, and ``r`` the probability of all its others (beyond the largest m, or
+    without a match)::
+
+        sum_v q_v log(q_v / s_v) + r log(r / s_rest),    s_rest = the student's probability outside of those v
+
+    which is the KL divergence of "each mapped entry, or anything else". It needs no renormalization, is zero where the
+    student agrees, and grows with m towards the KL on all mapped entries: what it leaves out is the KL inside the
+    rest, weighted with r. Temperature 1; tokens without an aligned teacher token, and teacher tokens none of whose kept
+    entries has a match, contribute nothing.
+
+    Note:
+        Wan et al. map every entry to its nearest, however far. Here an entry without a good match counts as "anything
+        else" (see ``crosskd.text.vocabulary_map``).
+
+    Attributes:
+        top_entries: m; None or 0 for all.
+        vocabulary_map: (V_t,) int64, student id of each teacher id, -1 for none; set with ``with_vocabulary_map``.
+    """
+
+    name: ClassVar[str] = "mined"
+    needs_alignment: ClassVar[bool] = True
+
+    top_entries: int | None = 200
+    vocabulary_map: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checked_top_entries(self.top_entries)
+
+    def with_vocabulary_map(self, vocabulary_map: Int[Tensor, " V_t"]) -> MinED:
+        """This method for one pair of tokenizers.
+
+        Args:
+            vocabulary_map: (V_t,) int64 from ``crosskd.text.vocabulary_map.load_vocabulary_map``. Put it on the device
+                of the targets, or each call moves it there.
+        """
+        method = replace(self)
+        object.__setattr__(method, "vocabulary_map", vocabulary_map.long())
+        return method
+
+    def request(self) -> TargetRequest:
+        """The largest probabilities of each token, with their ids."""
+        return TargetRequest(top_entries=self.top_entries or 0, entry_ids=True)
+
+    def terms(self, student: StudentAnswers, targets: TeacherTargets | None) -> dict[str, Tensor]:
+        """``cross_entropy``, ``distillation``, and what the teacher's aligned tokens lost.
+
+        Returns:
+            Also ``tail_mass``, the teacher's probability beyond the top entries, and ``unmapped_mass``, that of the top
+            entries without a match; both summed over the aligned tokens.
+
+        Raises:
+            UsageError: No targets, no alignment, or no vocabulary map.
+        """
+        targets = required_targets(targets, self.name, "entry_log_probabilities", "entry_ids", "entry_tail")
+        if student.alignment is None:
+            raise UsageError(
+                "alignment of mined", got="none", fix="pass StudentAnswers(alignment=...) from align_tokens"
+            )
+        if self.vocabulary_map is None:
+            raise UsageError(
+                "vocabulary map of mined", got="none", fix="call with_vocabulary_map(load_vocabulary_map(...))"
+            )
+        aligned, index = _aligned(student, targets)
+        log_probabilities, tail = largest_teacher_entries(targets, self.top_entries)
+        dtype = torch.promote_types(log_probabilities.dtype, torch.float32)
+        probabilities = _take(log_probabilities, index).to(dtype).exp()
+        assert targets.entry_ids is not None  # `required_targets` made sure
+        teacher_ids = _take(targets.entry_ids[..., : probabilities.shape[-1]], index)
+        mapped = self._map(teacher_ids.long(), student.logits.shape[-1])
+        tail = _take(tail.unsqueeze(-1), index).squeeze(-1).to(dtype)
+        unmapped = (probabilities * (mapped < 0)).sum(-1)
+        mass, ids, keep = merge_entries(probabilities, mapped)
+        answers = partition_pass(student.logits, ids, keep, student.labels)
+        compared = aligned & (mapped >= 0).any(-1)
+        losses = _divergence(mass, tail + unmapped, answers.log_probabilities, answers.log_rest)
+        return {
+            "cross_entropy": answers.cross_entropy,
+            "distillation": losses.masked_fill(~compared, 0).sum(),
+            "tail_mass": tail.masked_fill(~aligned, 0).sum(),
+            "unmapped_mass": unmapped.masked_fill(~aligned, 0).sum(),
+        }
+
+    def _map(self, teacher_ids: Int[Tensor, "B T m"], student_vocabulary: int) -> Int[Tensor, "B T m"]:
+        """Student ids of teacher ids, -1 for none; columns that only pad the teacher's logits have none."""
+        assert self.vocabulary_map is not None  # `terms` made sure
+        table = self.vocabulary_map.to(teacher_ids.device)
+        mapped = table[teacher_ids.clamp(max=table.shape[0] - 1)]
+        known = (teacher_ids < table.shape[0]) & (mapped < student_vocabulary)
+        return mapped.masked_fill(~known, -1)
+
+
+def merge_entries(
+    probabilities: Float[Tensor, "B T m"], mapped: Int[Tensor, "B T m"]
+) -> tuple[Float[Tensor, "B T m"], Int[Tensor, "B T m"], Bool[Tensor, "B T m"]]:
+    """Add up the probabilities of entries that map to one student entry.
+
+    Args:
+        probabilities: (B, T, m) of the teacher's entries.
+        mapped: (B, T, m) int64, their student ids, -1 for none.
+
+    Returns:
+        (B, T, m) each: mass, 0 in slots that are not kept; student ids; and whether the slot is kept. The ids are those
+        that ``partition_pass`` wants: each kept once, the other slots repeating a kept one. A token without any mapped
+        entry keeps id 0 with a mass of zero.
+    """
+    last = torch.iinfo(mapped.dtype).max
+    ids, order = mapped.masked_fill(mapped < 0, last).sort(dim=-1)
+    probabilities = probabilities.gather(-1, order).masked_fill(ids == last, 0)
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    keep[..., 1:] = (ids[..., 1:] != ids[..., :-1]) & (ids[..., 1:] != last)
+    # Slot of each entry's group: the number of kept slots so far. Unmapped entries fall into the last group, with 0.
+    group = keep.long().cumsum(-1) - 1
+    sums = torch.zeros_like(probabilities).scatter_add_(-1, group, probabilities)
+    mass = sums.gather(-1, group).masked_fill(~keep, 0)
+    ids = torch.where(ids == last, ids[..., :1], ids)
+    return mass, ids.masked_fill(ids == last, 0), keep
+
+
+def _aligned(student: StudentAnswers, targets: TeacherTargets) -> tuple[Bool[Tensor, "B T_s"], Int[Tensor, "B T_s"]]:
+    """Which student tokens have a teacher token, and its index; T_t, one past the last, where there is none."""
+    assert student.alignment is not None  # `terms` made sure
+    none = targets.mask.shape[1]
+    inside = (student.alignment >= 0) & (student.alignment < none)
+    index = student.alignment.masked_fill(~inside, none)
+    return student.mask & pad(targets.mask, (0, 1)).gather(1, index), index
+
+
+def _take(values: Tensor, index: Int[Tensor, "B T_s"]) -> Tensor:
+    """Rows (B, T_s, m) of (B, T_t, m) values; zeros for the index T_t."""
+    return pad(values, (0, 0, 0, 1)).gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def _divergence(
+    mass: Float[Tensor, "B T m"],
+    rest: Float[Tensor, "B T"],
+    log_probabilities: Float[Tensor, "B T m"],
+    log_rest: Float[Tensor, "B T"],
+) -> Float[Tensor, "B T"]:
+    """KL divergence of each token; a rest for which the student has no entry left is left out."""
+    rest = rest.masked_fill(log_rest == -torch.inf, 0)
+    log_rest = log_rest.masked_fill(log_rest == -torch.inf, 0)
+    entropies = torch.xlogy(mass, mass).sum(-1) + torch.xlogy(rest, rest)
+    return entropies - (mass * log_probabilities).sum(-1) - rest * log_rest

@@ -1,0 +1,75 @@
+"""A GGUF file becomes a safetensors folder, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from crosskd.errors import UsageError
+
+logger = logging.getLogger(__name__)
+_FORMAT = 1  # raised when a conversion would come out different
+
+
+def cache_directory() -> Path:
+    """Where crosskd keeps what it made once: ``$CROSSKD_CACHE``, else ``$XDG_CACHE_HOME/crosskd``."""
+    if chosen := os.environ.get("CROSSKD_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosskd"
+
+
+def convert_gguf(path: Path) -> Path:
+    """Dequantize a GGUF file to float32 and keep it as a safetensors folder, named by the file's SHA-256.
+
+    A second call with the same bytes returns the same folder without reading the weights. The folder's
+    ``crosskd_source.json`` holds the file's name and checksum.
+    """
+    checksum = file_sha256(path)
+    folder = cache_directory() / "gguf" / f"{path.stem}-{checksum[:16]}-v{_FORMAT}"
+    if folder.is_dir():
+        return folder
+    logger.info("converting %s to safetensors, once (kept in %s)", path.name, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as temporary:
+        unfinished = Path(temporary) / "model"
+        _write_plain_model(path, unfinished)
+        source = {"file": path.name, "sha256": checksum}
+        (unfinished / "crosskd_source.json").write_text(json.dumps(source) + "\n")
+        if not folder.is_dir():  # another process may have been faster
+            unfinished.rename(folder)
+    return folder
+
+
+def _write_plain_model(path: Path, folder: Path) -> None:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"model {str(path)!r}",
+            got=str(error).strip().split("\n")[0],
+            expected="a GGUF file of an architecture that transformers can read",
+        ) from error
+    # save_pretrained refuses a model that says it is quantized; its tensors are plain by now
+    config = model.config
+    del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

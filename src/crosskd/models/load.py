@@ -1,0 +1,147 @@
+"""A model by hub id, by folder or by GGUF file, with its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from crosskd.errors import UsageError
+from crosskd.models.gguf import convert_gguf
+
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+
+
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer.
+
+    Attributes:
+        model: The language model, on the CPU, in evaluation mode.
+        tokenizer: Its tokenizer; ``pad_token`` is set (to the end of sequence where it had none).
+        name: What the user called it: hub id, folder or file.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        source: Hub id, folder written by ``save_pretrained``, or ``.gguf`` file (converted once into a safetensors
+            folder under the user's cache directory).
+        dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run the Python code that the model's repository brings.
+        allow_pickle: Accept ``.bin`` weights, which can run code when they are read; safetensors only otherwise.
+
+    Raises:
+        UsageError: Nothing is found there, it is not a causal language model, its weights are pickled or its code is
+            remote and that was not allowed.
+    """
+    if dtype not in DTYPES:
+        raise UsageError("dtype", got=dtype, expected="one of " + ", ".join(DTYPES))
+    location = locate(source)
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    check_language_model(source, location, options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            location, dtype=DTYPES[dtype], use_safetensors=None if allow_pickle else True, **options
+        )
+    except OSError as error:
+        raise UsageError(
+            f"model {str(source)!r}", got=_first_line(error), fix=None if allow_pickle else _weights_hint(error)
+        ) from error
+    return LoadedModel(model.eval(), load_tokenizer(source, **options), str(source))
+
+
+def load_tokenizer(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer alone; see `load_model` for the arguments."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            locate(source), revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"tokenizer of {str(source)!r}", got=_first_line(error)) from error
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"tokenizer of {str(source)!r}",
+            got="no end-of-sequence token",
+            expected="one, since it ends every answer",
+            fix="set eos_token in its tokenizer_config.json",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def locate(source: str | Path) -> str:
+    """Turn what the user typed into what ``from_pretrained`` takes: a folder (made from a GGUF file) or a hub id."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"model {str(source)!r}", got="no such file", expected="a GGUF file")
+        return str(convert_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(
+                f"model {str(source)!r}",
+                got="a folder without config.json",
+                expected="a folder written by save_pretrained",
+            )
+        return str(path)
+    if path.is_file():
+        raise UsageError(
+            f"model {str(source)!r}", got=f"a {path.suffix or 'plain'} file", expected="a folder, a GGUF file or a hub id"
+        )
+    if path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
+        raise UsageError(f"model {str(source)!r}", got="no such folder", expected="a folder, a GGUF file or a hub id")
+    return str(source)
+
+
+def check_language_model(source: str | Path, location: str, options: dict[str, Any]) -> None:
+    """Refuse what cannot write an answer (an encoder, a classifier) before its weights are read."""
+    try:
+        config = AutoConfig.from_pretrained(location, **options)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model {str(source)!r}", got=_first_line(error), fix=_config_hint(error)) from error
+    architectures: list[str] = list(getattr(config, "architectures", None) or [])
+    if architectures and not any(name.endswith(_LANGUAGE_MODEL_SUFFIXES) for name in architectures):
+        raise UsageError(
+            f"model {str(source)!r}",
+            got=f"a {architectures[0]}",
+            expected="a causal language model (an architecture that ends in ForCausalLM or LMHeadModel)",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _weights_hint(error: Exception) -> str | None:
+    return "give --allow_pickle to read weights in pickle format" if "safetensors" in str(error) else None
+
+
+def _config_hint(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "give --trust_remote_code to run the code in its repository"
+    return "check the name, the connection and, for a gated model, the login"

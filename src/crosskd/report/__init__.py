@@ -1,0 +1,1 @@
+"""Results to read: tables, and one self-contained HTML page."""

@@ -1,0 +1,107 @@
+"""Every setting of a distillation run, with the paper's defaults."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from crosskd.errors import UsageError
+from crosskd.losses.base import DistillationMethod
+from crosskd.losses.registry import METHODS, create_method, setting_names
+
+_PAPER = "arXiv 2412.14528"
+
+
+def _setting(default: Any, text: str) -> Any:  # noqa: ANN401 - dataclasses.field is typed so
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    """`transformers.TrainingArguments` plus what distillation needs; defaults are the paper's (arXiv 2412.14528).
+
+    Fields that `TrainingArguments` has too are given here because their default differs: ``learning_rate`` 1e-6 (the
+    paper's), ``logging_steps`` 10, ``remove_unused_columns`` off (columns are ours).
+
+    Raises:
+        UsageError: An unknown method, or a value outside of its range.
+    """
+
+    method: str = _setting("multilevel_ot", "distillation method: sft, seqkd, uld, mined or multilevel_ot")
+    task: str = _setting("qa", "name of a task, or a YAML file with one of your own")
+    supervision: Literal["labels", "teacher"] = _setting(
+        "labels", "what the student learns to write: the data's labels, or the teacher's answers"
+    )
+    distillation_weight: float = _setting(0.15, f"alpha of Eq. 21, {_PAPER}: weight of the distillation terms")
+    top_k: int = _setting(50, "k of Eq. 12: columns kept; 0 keeps all")
+    matching: Literal["fast", "greedy", "exact"] = _setting("fast", "how the student's columns are matched (Eq. 11)")
+    formulation: Literal["paper", "authors"] = _setting(
+        "paper", "the paper's equations, or what the authors' published code computes"
+    )
+    absolute_difference_weight: float = _setting(1.0, "weight of the holistic absolute difference (Eq. 14)")
+    sequential_log_weight: float = _setting(0.1, "beta of Eq. 21: weight of the sequential logarithmic term (Eq. 16)")
+    sequential_log_temperature: float = _setting(1.0, "temperature of Eq. 16")
+    sinkhorn_weight: float = _setting(0.1, "gamma of Eq. 21: weight of the Sinkhorn distance (Eq. 20)")
+    sinkhorn_temperature: float = _setting(2.0, "temperature of Eq. 17")
+    sinkhorn_epsilon: float = _setting(0.1, "lambda of Eq. 18: entropic regularization")
+    sinkhorn_iterations: int = _setting(20, "N of Eq. 19: iterations")
+    plan_gradient: Literal["unrolled", "envelope"] = _setting(
+        "unrolled", "gradient through the Sinkhorn iterations, or with the plan held constant"
+    )
+    ranking: Literal["sequence", "token"] = _setting("sequence", "one order of columns a sequence, or one a token")
+    sinkhorn_level: Literal["sequence", "token"] = _setting("sequence", "Sinkhorn between sequences, or tokens")
+    chunk_size: int | None = _setting(None, "answer tokens whose probabilities exist at once; default: chosen by size")
+    top_entries: int = _setting(200, "largest teacher entries of each token that ULD and MinED use; 0 uses all")
+    method_settings: dict | str | None = _setting(None, "further settings of a method of your own, as JSON")
+    number_few_shot: int = _setting(5, "examples in the teacher's prompt; the student gets none")
+    student_prompt_style: Literal["auto", "plain", "chat"] = _setting(
+        "auto", "prompt of the student; auto takes the chat template where there is one"
+    )
+    teacher_prompt_style: Literal["auto", "plain", "chat"] = _setting("auto", "prompt of the teacher; likewise")
+    max_length: int | None = _setting(None, "longest prompt and answer of the student, in tokens; default: its limit")
+    teacher_max_length: int | None = _setting(None, "the same for the teacher")
+    learning_rate: float = _setting(1e-6, f"initial learning rate ({_PAPER}: 1e-6)")
+    logging_steps: float = _setting(10, "log every so many steps")
+    remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_ranges(self)
+        self.method_settings = _mapping(self.method_settings)
+        if self.method == "seqkd":
+            self.supervision = "teacher"  # that is what SeqKD is
+        self.create_method()  # an unknown name or value is said before a model is loaded
+        super().__post_init__()
+
+    def create_method(self) -> DistillationMethod:
+        """The method, with those of this configuration's fields that it declares."""
+        if self.method not in METHODS:
+            return create_method(self.method)  # raises, with a suggestion
+        shared = {name: getattr(self, name) for name in setting_names(METHODS[self.method]) if hasattr(self, name)}
+        assert not isinstance(self.method_settings, str)  # __post_init__ read it
+        return create_method(self.method, **{**shared, **(self.method_settings or {})})
+
+
+def _mapping(settings: dict | str | None) -> dict[str, Any] | None:
+    """The settings that the command line gives as JSON."""
+    if not isinstance(settings, str):
+        return settings
+    try:
+        value = json.loads(settings)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError("method_settings", got=settings, expected="a JSON object of names and values")
+    return value
+
+
+def _check_ranges(config: DistillationConfig) -> None:
+    for name in ("distillation_weight", "number_few_shot", "top_k", "top_entries"):
+        if getattr(config, name) < 0:
+            raise UsageError(name, got=getattr(config, name), expected="0 or more")
+    for name in ("max_length", "teacher_max_length"):
+        value = getattr(config, name)
+        if value is not None and value < 2:
+            raise UsageError(name, got=value, expected="2 or more (a prompt token and an answer token)")

@@ -1,0 +1,102 @@
+"""Examples, tokenized for the student and, where the teacher is live, for the teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from crosskd.data.collate import collate_answers
+from crosskd.losses.targets import TeacherTargets
+from crosskd.teacher.cache import TargetCache
+from crosskd.text.sides import Side, supervised_answer
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize_examples(examples: Dataset, sides: Sequence[Side], supervision: str, training: bool) -> Dataset:
+    """Tokenize every example for each side, and say how often a context was shortened.
+
+    Args:
+        examples: Rows with ``id``, ``title``, ``context``, ``question``, ``answers``.
+        sides: Student and, where its tokens are needed, teacher.
+        supervision: ``"labels"`` or ``"teacher"``.
+        training: Whether a cache of targets, if there is one, holds these examples; otherwise ``index`` is -1.
+
+    Returns:
+        A data set in memory with ``index`` and, for each side, ``<side>_prompt_ids`` and ``<side>_answer_ids``.
+    """
+
+    def row(example: Mapping[str, Any], index: int) -> dict[str, Any]:
+        answer = supervised_answer(example, supervision)
+        features: dict[str, Any] = {"index": index if training else -1}
+        for side in sides:
+            tokens = side.tokenize(example, answer)
+            features[f"{side.name}_prompt_ids"] = tokens.prompt_ids
+            features[f"{side.name}_answer_ids"] = tokens.answer_ids
+            features[f"{side.name}_dropped"] = tokens.context_tokens_dropped
+        return features
+
+    tokenized = Dataset.from_list([row(example, i) for i, example in enumerate(examples)])
+    for side in sides:
+        dropped = sum(count > 0 for count in tokenized[f"{side.name}_dropped"])
+        if dropped:
+            logger.warning(
+                "%d of %d contexts lost their front to fit the %s's %d tokens",
+                dropped,
+                len(tokenized),
+                side.name,
+                side.max_length,
+            )
+    return tokenized
+
+
+@dataclass(frozen=True)
+class DistillationCollator:
+    """Rows of `tokenize_examples` become a batch.
+
+    Attributes:
+        student_pad_id: Fills the student's masked positions.
+        teacher_pad_id: Fills the teacher's; None where no live teacher reads the batch.
+        cache: Targets by example; None where the teacher is live or not needed.
+        align: Student token to teacher token for each pair of answers; None where the method needs no alignment.
+    """
+
+    student_pad_id: int
+    teacher_pad_id: int | None = None
+    cache: TargetCache | None = None
+    align: Callable[[Sequence[int], Sequence[int]], Sequence[int]] | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch: the student's inputs, ``labels`` and ``distilled`` (B, T_s), and the teacher's side.
+
+        ``distilled`` is true on answer tokens except for the end-of-sequence token. A live teacher's inputs stand
+        under ``teacher``, cached targets under ``targets``.
+        """
+        answers = [row["student_answer_ids"] for row in rows]
+        batch: dict[str, Any] = collate_answers([r["student_prompt_ids"] for r in rows], answers, self.student_pad_id)
+        lengths = torch.tensor([len(answer) for answer in answers])
+        batch["distilled"] = torch.arange(batch["labels"].shape[1]) < (lengths - 1)[:, None]
+        if self.teacher_pad_id is not None:
+            batch["teacher"] = collate_answers(
+                [r["teacher_prompt_ids"] for r in rows], [r["teacher_answer_ids"] for r in rows], self.teacher_pad_id
+            )
+        if self.cache is not None and rows[0]["index"] >= 0:
+            batch["targets"] = TeacherTargets.stack([self.cache[row["index"]] for row in rows]).to_dict()
+        if self.align is not None:
+            batch["alignment"] = self._alignment(rows, batch["labels"])
+        return batch
+
+    def _alignment(self, rows: Sequence[Mapping[str, Any]], labels: Tensor) -> Tensor:
+        assert self.align is not None
+        alignment = torch.full_like(labels, -1)
+        for i, row in enumerate(rows):
+            pairs = self.align(row["student_answer_ids"][:-1], row["teacher_answer_ids"])
+            alignment[i, : len(pairs)] = torch.tensor(pairs, dtype=torch.long)
+        return alignment
+

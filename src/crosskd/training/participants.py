@@ -1,0 +1,160 @@
+"""Who takes part in a run: the student, and a live teacher or the targets it left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from crosskd.errors import UsageError
+from crosskd.losses.base import DistillationMethod
+from crosskd.losses.targets import TargetRequest
+from crosskd.models.limits import context_length
+from crosskd.models.load import LoadedModel, load_model, load_tokenizer, locate
+from crosskd.teacher.cache import TargetCache
+from crosskd.teacher.identity import check_identity, data_sha256, prompt_sha256, request_fields
+from crosskd.text.prompts import PromptBuilder
+from crosskd.text.sides import Side
+from crosskd.text.tasks import load_task
+from crosskd.training.config import DistillationConfig
+
+ModelSource = str | Path | LoadedModel | PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Participants:
+    """The models of a run.
+
+    Attributes:
+        student: The model to train.
+        teacher: A live teacher, or None.
+        cache: What a teacher left, or None.
+        teacher_name: What the teacher is called in records; None without one.
+        sides: How the student, and the teacher where its tokens are needed, read an example.
+    """
+
+    student: LoadedModel
+    teacher: LoadedModel | None
+    cache: TargetCache | None
+    teacher_name: str | None
+    sides: tuple[Side, ...]
+
+    @property
+    def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The teacher's tokenizer, where its tokens are needed."""
+        return self.sides[1].builder.tokenizer if len(self.sides) > 1 else None
+
+
+def gather_participants(
+    config: DistillationConfig,
+    method: DistillationMethod,
+    student: ModelSource,
+    teacher: ModelSource | None,
+    cache: TargetCache | None,
+    tokenizers: tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None] = (None, None),
+) -> Participants:
+    """Load what the method needs and nothing else: no teacher for SFT, none where its targets are cached.
+
+    Args:
+        config: The run's settings.
+        method: Made from them.
+        student: See `DistillationTrainer`.
+        teacher: Likewise.
+        cache: An open cache of teacher targets.
+        tokenizers: Those of student and teacher, for models given as bare objects.
+
+    Raises:
+        UsageError: A teacher is missing, or is the same folder as the student.
+    """
+    check_distinct(student, teacher)
+    loaded = _as_loaded(student, tokenizers[0], "student")
+    sides = [_side("student", config, loaded.model, loaded.tokenizer)]
+    if not method.needs_teacher:
+        return Participants(loaded, None, None, None, tuple(sides))
+    if cache is not None:
+        if method.needs_alignment:
+            tokenizer = tokenizers[1] or load_tokenizer(str(teacher or cache.identity["teacher"]))
+            sides.append(_side("teacher", config, None, tokenizer))
+        return Participants(loaded, None, cache, str(cache.identity["teacher"]), tuple(sides))
+    if teacher is None:
+        raise UsageError(
+            "--teacher",
+            got="none",
+            expected=f"a teacher, since method {config.method} asks one",
+            fix="give --teacher or --teacher_cache, or choose --method sft",
+        )
+    live = _as_loaded(teacher, tokenizers[1], "teacher")
+    sides.append(_side("teacher", config, live.model, live.tokenizer))
+    return Participants(loaded, live, None, live.name, tuple(sides))
+
+
+def check_cache(
+    config: DistillationConfig, participants: Participants, request: TargetRequest | None, examples: Dataset | None
+) -> None:
+    """Refuse a cache that was made for other examples, prompts or methods; see `crosskd.teacher.identity`."""
+    cache = participants.cache
+    if cache is None or request is None:
+        return
+    wanted = {
+        "prompt_sha256": prompt_sha256(load_task(config.task), config.number_few_shot),
+        "number_few_shot": config.number_few_shot,
+        "teacher_prompt_style": config.teacher_prompt_style,
+        "supervision": config.supervision,
+        **request_fields(request),
+    }
+    if examples is not None:
+        wanted["data_sha256"] = data_sha256(examples, config.supervision)
+    check_identity(cache.identity, wanted, cache.folder)
+
+
+def _side(
+    name: str, config: DistillationConfig, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+) -> Side:
+    is_student = name == "student"
+    limit = config.max_length if is_student else config.teacher_max_length
+    own = context_length(model.config, tokenizer) if model is not None else None
+    builder = PromptBuilder(
+        tokenizer,
+        load_task(config.task),
+        number_few_shot=0 if is_student else config.number_few_shot,
+        style=config.student_prompt_style if is_student else config.teacher_prompt_style,
+    )
+    limits = [bound for bound in (limit, own) if bound is not None]
+    return Side(name, builder, append_eos=is_student, max_length=min(limits) if limits else None)
+
+
+def _as_loaded(source: ModelSource, tokenizer: PreTrainedTokenizerBase | None, role: str) -> LoadedModel:
+    if isinstance(source, LoadedModel):
+        return source
+    if isinstance(source, str | Path):
+        # weights that are trained want float32; a teacher keeps the type in which it is stored
+        return load_model(source, dtype="float32" if role == "student" else "auto")
+    if tokenizer is None:
+        raise UsageError(
+            role,
+            got="a model without its tokenizer",
+            expected="what load_model returns, or a model together with its tokenizer",
+            fix="pass processing_class=" if role == "student" else "pass teacher_processing_class=",
+        )
+    return LoadedModel(source, tokenizer, source.name_or_path or type(source).__name__)
+
+
+def check_distinct(student: ModelSource, teacher: ModelSource | None) -> None:
+    """Refuse a teacher that is the student itself, by name or by folder."""
+    names = [source for source in (student, teacher) if isinstance(source, str | Path)]
+    if len(names) < 2:
+        return
+    same = str(names[0]) == str(names[1]) or _folder(names[0]) == _folder(names[1])
+    if same:
+        raise UsageError(
+            "--teacher",
+            got=f"the student itself ({names[1]})",
+            expected="another model: one that equals its student has nothing to teach",
+        )
+
+
+def _folder(source: str | Path) -> str:
+    location = Path(locate(source))
+    return str(location.resolve()) if location.is_dir() else str(source)

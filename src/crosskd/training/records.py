@@ -1,0 +1,114 @@
+"""What a run writes down about itself: settings, provenance, metrics, and the facts of its model card."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from crosskd.files import read_jsonl, write_json, write_jsonl, write_text
+from crosskd.losses.registry import METHODS, setting_names
+from crosskd.models.card import CardFacts
+from crosskd.provenance import package_versions, provenance
+from crosskd.teacher.identity import data_sha256
+from crosskd.training.config import DistillationConfig
+from crosskd.training.participants import Participants
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsFile(TrainerCallback):
+    """Append every line of the log to ``metrics.jsonl`` in the output folder."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any  # noqa: ANN401
+    ) -> None:
+        """Drop what a run that is resumed had logged beyond the checkpoint."""
+        path = Path(str(args.output_dir)) / METRICS
+        if state.is_world_process_zero and path.is_file():
+            kept = [row for row in read_jsonl(path, unfinished=True) if row["step"] <= state.global_step]
+            write_jsonl(path, kept if state.global_step else [])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        """Write one line: ``step``, ``epoch`` and what was logged."""
+        if state.is_world_process_zero:
+            line = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
+            with (Path(str(args.output_dir)) / METRICS).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+
+def resolved_settings(config: DistillationConfig) -> dict[str, Any]:
+    """Settings that a YAML file needs to repeat a run: all of distillation, and those of training that are not default."""
+    reference = TrainingArguments(output_dir=str(config.output_dir))
+    inherited = {field.name for field in fields(TrainingArguments)}
+    chosen: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in inherited and value == getattr(reference, field.name) and field.name != "output_dir":
+            continue
+        if field.init and _is_plain(value):
+            chosen[field.name] = value.value if isinstance(value, enum.Enum) else value
+    return chosen
+
+
+def write_records(
+    config: DistillationConfig, participants: Participants, examples: Dataset | None, sources: dict[str, Any]
+) -> None:
+    """Write ``resolved_config.yaml`` and ``provenance.json`` into the output folder.
+
+    Args:
+        config: The run's settings.
+        participants: Its models.
+        examples: Its training examples, for their hash.
+        sources: Where student, teacher, data and cache came from; they lead the YAML file.
+    """
+    folder = Path(str(config.output_dir))
+    settings = {**{name: value for name, value in sources.items() if value is not None}, **resolved_settings(config)}
+    write_text(folder / "resolved_config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    record = provenance(
+        seed=config.seed,
+        data_sha256=None if examples is None else data_sha256(examples, config.supervision),
+        student={"name": participants.student.name, "revision": _revision(participants.student.model)},
+        teacher={"name": participants.teacher_name, "cached": participants.cache is not None},
+        dtype=str(participants.student.model.dtype),
+    )
+    write_json(folder / "provenance.json", record)
+
+
+def card_facts(config: DistillationConfig, participants: Participants, data: str, examples: int) -> CardFacts:
+    """The facts that the model card tells of a run."""
+    shown = [name for name in setting_names(METHODS[config.method]) if hasattr(config, name)]
+    if participants.teacher_name is not None:
+        shown = ["distillation_weight", "number_few_shot", *shown]
+    training = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+    return CardFacts(
+        base_model=participants.student.name,
+        teacher=participants.teacher_name,
+        method=config.method,
+        task=config.task,
+        data=data,
+        examples=examples,
+        settings={name: getattr(config, name) for name in [*shown, *training, "seed"]},
+        versions=package_versions(),
+    )
+
+
+def _revision(model: Any) -> str | None:  # noqa: ANN401 - a model of transformers
+    return getattr(model.config, "_commit_hash", None)
+
+
+def _is_plain(value: Any) -> bool:  # noqa: ANN401
+    return value is None or isinstance(value, bool | int | float | str | list | dict | enum.Enum)
