@@ -30,7 +30,7 @@ def byte_level():
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|endoftext|>"]
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.add_tokens([AddedToken("  ", normalized=False)])
+    tokenizer.add_tokens([AddedToken("<né>", normalized=False), AddedToken("  ", normalized=False)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
@@ -93,7 +93,7 @@ def test_added_tokens_are_literal_and_roles_are_known():
     vocabulary = read_vocabulary(tokenizer)
     assert len(vocabulary.pieces) == len(tokenizer)
     assert vocabulary.pieces[len(tokenizer) - 1] == "  "
-    assert {vocabulary.pieces[token] for token in vocabulary.added} == {"  ", "<|endoftext|>"}
+    assert {vocabulary.pieces[token] for token in vocabulary.added} == {"  ", "<né>", "<|endoftext|>"}
     assert vocabulary.roles == dict.fromkeys(("eos", "bos", "pad"), tokenizer.eos_token_id)
 
 

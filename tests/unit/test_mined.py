@@ -109,6 +109,19 @@ def test_columns_that_only_pad_either_models_logits_map_to_nothing():
     torch.testing.assert_close(beyond_student, explicit)
 
 
+def test_half_precision_targets_give_nearly_the_same():
+    torch.manual_seed(0)
+    teacher, mask = 3 * torch.randn(2, 4, 300), ones(2, 4)
+    method = MinED(50).with_vocabulary_map(torch.randint(-1, 200, (300,)))
+    labels, alignment = torch.zeros(2, 4, dtype=torch.long), torch.arange(4).expand(2, 4)
+    student = StudentAnswers(3 * torch.randn(2, 4, 200), labels, mask, alignment)
+    targets = targets_from_logits(teacher, mask, method.request())
+    exact = method.terms(student, targets)["distillation"]
+    small = method.terms(student, targets.to(dtype=torch.float16))["distillation"]
+    assert small.dtype == torch.float32
+    torch.testing.assert_close(small, exact, rtol=2e-3, atol=0)
+
+
 def test_merge_entries_keeps_each_id_once():
     mapped = torch.tensor([[[5, 2, -1, 5, 2, 9], [-1] * 6]])
     probabilities = torch.tensor([[[1, 2, 4, 8, 16, 32], [1] * 6]]) / 64

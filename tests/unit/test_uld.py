@@ -86,6 +86,17 @@ def test_largest_entries_of_a_wide_vocabulary_are_those_of_topk(vocabulary, coun
     assert torch.equal(values, logits.topk(count, dim=-1).values)
 
 
+def test_half_precision_targets_move_the_loss_by_their_stated_error():
+    torch.manual_seed(0)
+    teacher, mask = 3 * torch.randn(2, 4, 300), ones(2, 4)
+    student = StudentAnswers(3 * torch.randn(2, 4, 200), torch.full((2, 4), -100), mask)
+    targets = targets_from_logits(teacher, mask, ULD(50).request())
+    exact = ULD(50).terms(student, targets)["distillation"]
+    small = ULD(50).terms(student, targets.to(dtype=torch.float16))["distillation"]
+    entropies = torch.distributions.Categorical(logits=teacher).entropy().sum()
+    assert 0 < (small - exact).abs() <= entropies / 2048
+
+
 def test_registered_with_its_setting():
     assert create_method("uld", top_entries=7) == ULD(7)
     assert ULD().request() == TargetRequest(top_entries=200)

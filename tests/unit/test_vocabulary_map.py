@@ -71,6 +71,11 @@ def test_an_ordinary_entry_is_preferred_to_one_that_spells_the_byte():
     assert vocabulary_map(student, teacher, workers=1).tolist() == [3, 4, 2, -1, -1]
 
 
+def test_an_ordinary_entry_is_preferred_to_an_added_one():
+    student = Vocabulary(("x", "x"), added=frozenset({0}))
+    assert vocabulary_map(student, Vocabulary(("x",)), workers=1).tolist() == [1]
+
+
 def test_parts_of_characters_have_no_nearest_entry():
     student, teacher = Vocabulary((" \udce2\udc82", "abc")), Vocabulary((" \udce2\udc83", "ab\udce2"))
     assert vocabulary_map(student, teacher, workers=1).tolist() == [-1, -1]

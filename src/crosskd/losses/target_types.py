@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 from crosskd.errors import UsageError
 
 # Fields without a token axis, and those that are numbers and not tensors: `to_dict` writes the latter as (B, n).
-_PER_SEQUENCE = ("column_ids", "ranked_with")
-_NUMBERS = ("temperatures", "vocabulary_size")
+PER_SEQUENCE = ("column_ids", "ranked_with")
+NUMBERS = ("temperatures", "vocabulary_size")
 
 
 def _most(first: int | None, second: int | None) -> int | None:
@@ -123,7 +123,7 @@ class TeacherTargets:
             UsageError: A name that targets do not have, or one of those missing that all have.
         """
         known = {field.name for field in fields(cls)}
-        needed = {"mask", *_NUMBERS}
+        needed = {"mask", *NUMBERS}
         if not needed <= tensors.keys() <= known:
             raise UsageError(
                 "teacher targets",
@@ -132,7 +132,7 @@ class TeacherTargets:
             )
         if tensors["mask"].ndim == 1:
             tensors = {name: value.unsqueeze(0) for name, value in tensors.items()}
-        values = {name: value for name, value in tensors.items() if name not in _NUMBERS}
+        values = {name: value for name, value in tensors.items() if name not in NUMBERS}
         temperatures = tuple(float(number) for number in tensors["temperatures"][0])
         return cls(temperatures=temperatures, vocabulary_size=int(tensors["vocabulary_size"][0, 0]), **values)
 
@@ -158,7 +158,7 @@ class TeacherTargets:
         columns: dict[str, list[Tensor]] = {name: [] for name in parts[0].tensors()}
         for part in parts:
             for name, value in part.tensors().items():
-                columns[name].append(value if name in _PER_SEQUENCE else _pad_tokens(value, longest))
+                columns[name].append(value if name in PER_SEQUENCE else _pad_tokens(value, longest))
         return replace(parts[0], **{name: torch.cat(values) for name, values in columns.items()})
 
     def example(self, index: int) -> TeacherTargets:
@@ -170,7 +170,7 @@ class TeacherTargets:
         tokens = int((self.mask[index] * torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)).amax())
         values = {name: value[index : index + 1] for name, value in self.tensors().items()}
         return replace(
-            self, **{name: value if name in _PER_SEQUENCE else value[:, :tokens] for name, value in values.items()}
+            self, **{name: value if name in PER_SEQUENCE else value[:, :tokens] for name, value in values.items()}
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TeacherTargets:

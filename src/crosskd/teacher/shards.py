@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crosskd.errors import UsageError
 from crosskd.files import write_text
-from crosskd.losses.target_types import PER_SEQUENCE, TeacherTargets
+from crosskd.losses.target_types import NUMBERS, PER_SEQUENCE, TeacherTargets
 from crosskd.models.gguf import file_sha256
 
 _OFFSETS = "token_offsets"  # (n + 1,) int64: the tokens of example i are offsets[i] to offsets[i + 1]
@@ -32,7 +32,7 @@ def write_shard(path: Path, examples: Sequence[TeacherTargets]) -> None:
     for name in rows[0]:
         if name == "mask":
             continue  # every token between two offsets is an answer token
-        per_sequence = name in PER_SEQUENCE
+        per_sequence = name in (*PER_SEQUENCE, *NUMBERS)
         tensors[name] = torch.cat([row[name] if per_sequence else row[name][0] for row in rows]).contiguous()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as temporary:
         unfinished = Path(temporary) / path.name
@@ -68,7 +68,7 @@ class Shard:
         start, end = self._offsets[index], self._offsets[index + 1]
         row: dict[str, Tensor] = {"mask": torch.ones(1, end - start, dtype=torch.bool)}
         for name, values in self._slices.items():
-            per_sequence = name in PER_SEQUENCE
+            per_sequence = name in (*PER_SEQUENCE, *NUMBERS)
             row[name] = values[index : index + 1] if per_sequence else values[start:end][None]
         return row
 

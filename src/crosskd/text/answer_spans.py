@@ -74,7 +74,7 @@ def _answer_ids(
     text = answer.strip()
     ids = _continuation(builder, prompt, text) if text else []
     if not ids:
-        raise UsageError(f"answer of example {example.get('id', '')!r}", got=repr(answer), expected="text")
+        raise UsageError(f"answer of example {example.get('id', '')!r}", got=answer, expected="text")
     if not append_eos:
         return ids
     end = builder.tokenizer.eos_token_id
@@ -97,8 +97,8 @@ def _continuation(builder: PromptBuilder, prompt: Prompt, answer: str) -> list[i
 
 def _too_long(example: Mapping[str, Any], prompt: int, answer: int, limit: int) -> UsageError:
     return UsageError(
-        f"example {example.get('id', '')!r} does not fit",
-        got=f"{prompt + answer} tokens without any context ({prompt} of the prompt, {answer} of the answer)",
+        f"example {example.get('id', '')!r} needs {prompt + answer} tokens without any context "
+        f"({prompt} for the prompt, {answer} for the answer)",
         expected=f"at most {limit}",
         fix="allow a greater length or use fewer shots",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,8 +46,7 @@ class PromptTooLong(UsageError):
     def __init__(self, example: Mapping[str, Any], tokens: int, limit: int) -> None:
         self.tokens = tokens
         super().__init__(
-            f"example {example.get('id', '')!r} does not fit",
-            got=f"{tokens} tokens of prompt without any context",
+            f"example {example.get('id', '')!r} needs {tokens} tokens for its prompt without any context",
             expected=f"at most {limit}",
             fix="allow a greater length or use fewer shots",
         )
@@ -132,9 +131,8 @@ class PromptBuilder:
         It is found by comparing prompts whose fields begin in many different ways, so it ends where their tokens first
         differ. Without shots it may be empty.
         """
-        sequences = [self.build(probe).ids for probe in _probe_examples()]
-        shared = os.path.commonprefix(sequences)  # works on any sequences, not only on paths
-        return list(shared)
+        columns = zip(*(self.build(probe).ids for probe in _probe_examples()), strict=False)
+        return [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
 
     def _prompt(self, example: Mapping[str, Any], context: str, dropped: int) -> Prompt:
         text = self._render(self.task.request({**example, "context": context}))

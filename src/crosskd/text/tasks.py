@@ -120,7 +120,8 @@ def load_task(name_or_path: str | Path) -> Task:
     if name in TASKS:
         return TASKS[name]
     if not name.endswith((".yaml", ".yml")):
-        raise UsageError(f"unknown task {name!r}", fix=f"{did_you_mean(name, TASKS)}, or give a .yaml file of your own")
+        expected = "the name of a task, or a .yaml file with one of your own"
+        raise UsageError(f"unknown task {name!r}", expected=expected, fix=did_you_mean(name, TASKS))
     try:
         text = Path(name).read_text(encoding="utf-8")
     except FileNotFoundError as error:

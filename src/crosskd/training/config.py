@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from crosskd.errors import UsageError
@@ -72,6 +73,8 @@ class DistillationConfig(TrainingArguments):
         self.method_settings = _mapping(self.method_settings)
         if self.method == "seqkd":
             self.supervision = "teacher"  # that is what SeqKD is
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers refuses bf16 on a CPU that was not asked for
         self.create_method()  # an unknown name or value is said before a model is loaded
         super().__post_init__()
 

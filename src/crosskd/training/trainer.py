@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from crosskd.losses.base import IGNORED_LABEL, StudentAnswers
 from crosskd.losses.cross_entropy import answer_cross_entropy
+from crosskd.losses.mined import MinED
 from crosskd.losses.targets import TeacherTargets, targets_from_logits
 from crosskd.models.answer_logits import answer_logits
 from crosskd.models.card import CardFacts, write_card
 from crosskd.teacher.cache import TargetCache
-from crosskd.text.alignment import token_aligner
+from crosskd.training.aligner import TokenAligner, for_tokenizers
 from crosskd.training.config import DistillationConfig
 from crosskd.training.examples import DistillationCollator, tokenize_examples
 from crosskd.training.participants import ModelSource, Participants, check_cache, gather_participants
@@ -79,13 +80,17 @@ class DistillationTrainer(Trainer):
         self.participants = gather_participants(args, self.method, model, teacher, cache, tokenizers)
         self._train_examples = _as_dataset(train_dataset)
         check_cache(args, self.participants, self.method.request(), self._train_examples)
+        aligner = None
+        if isinstance(self.method, MinED) and self.participants.teacher_tokenizer is not None:
+            tokenizer = self.participants.student.tokenizer
+            self.method, aligner = for_tokenizers(self.method, tokenizer, self.participants.teacher_tokenizer)
         super().__init__(
             model=self.participants.student.model,
             args=args,
             train_dataset=_tokenized(self._train_examples, args, self.participants, training=True),
             eval_dataset=_tokenized(eval_dataset, args, self.participants, training=False),
             processing_class=self.participants.student.tokenizer,
-            data_collator=_collator(self.participants, align=self.method.needs_alignment),
+            data_collator=_collator(self.participants, aligner),
             **options,
         )
         # compute_loss divides by the answer tokens of the whole accumulated, global batch
@@ -191,11 +196,7 @@ def _tokenized(
     return None if dataset is None else tokenize_examples(dataset, participants.sides, args.supervision, training)
 
 
-def _collator(participants: Participants, *, align: bool) -> DistillationCollator:
-    teacher_tokenizer = participants.teacher_tokenizer
-    aligner: Callable[[Sequence[int], Sequence[int]], Sequence[int]] | None = None
-    if align and teacher_tokenizer is not None:
-        aligner = token_aligner(participants.student.tokenizer, teacher_tokenizer)
+def _collator(participants: Participants, aligner: TokenAligner | None) -> DistillationCollator:
     return DistillationCollator(
         student_pad_id=_pad_id(participants.student.tokenizer),
         teacher_pad_id=None if participants.teacher is None else _pad_id(participants.teacher.tokenizer),

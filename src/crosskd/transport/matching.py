@@ -17,7 +17,7 @@ Matching = Literal["fast", "greedy", "exact"]
 MATCHINGS: tuple[str, ...] = get_args(Matching)
 
 # Costs of (teacher column, student column), or probabilities of student columns, that are held at once.
-_COST_ELEMENTS = 2**21
+_COST_ELEMENTS = 2**18
 # Many assignments can have the same L1 cost: this much squared distance makes one of them the best, whatever the order
 # of the vocabulary. It changes no cost by more than itself.
 _TIE_WEIGHT = 1e-10
@@ -130,25 +130,26 @@ def _nearest_columns(student: _StudentColumns, sequence: int, teacher: Tensor, m
     """
     k, vocabulary = len(teacher), len(masses)
     every = torch.arange(vocabulary, device=masses.device)
+    bound = masses.new_full((k, 1), torch.inf)
     per_token = k + k // 4
     if teacher.shape[1] > 0 and vocabulary > _SMALL_VOCABULARY > per_token:
         heaviest = _distinct(teacher.argmax(1))
         seeds = _distinct(student.logits[sequence, heaviest].topk(per_token, dim=1).indices)
-        bound = student.costs(sequence, teacher, seeds).kthvalue(k, dim=1).values
-        weights = teacher.sum(1)
-        slack = 1e-4 * (weights + bound)  # rounding must not rule out a column
-        possible = (masses >= (weights - bound - slack).amin()) & (masses <= (weights + bound + slack).amax())
-        every = every[possible]
-    best = masses.new_full((k, 0), torch.inf)
-    ids = every.new_zeros((k, 0))
+        bound = student.costs(sequence, teacher, seeds).kthvalue(k, dim=1, keepdim=True).values
+        weights = teacher.sum(1, keepdim=True)
+        bound = bound + 1e-4 * (weights + bound)  # rounding must not rule out a column
+        every = every[(masses >= (weights - bound).amin()) & (masses <= (weights + bound).amax())]
+    ids: list[Tensor] = []
+    costs: list[Tensor] = []
     step = max(k, _COST_ELEMENTS // max(k, teacher.shape[1]))
     for start in range(0, len(every), step):
         part = every[start : start + step]
-        best = torch.cat([best, student.costs(sequence, teacher, part)], dim=1)
-        ids = torch.cat([ids, part.repeat(k, 1)], dim=1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        ids = ids.gather(1, order)
-    return ids
+        part_costs = student.costs(sequence, teacher, part)
+        near = (part_costs - bound).amin(0) <= 0  # a sort is dear: what is near to no row is left out before it
+        ids.append(part[near])
+        costs.append(part_costs[:, near])
+    order = torch.cat(costs, dim=1).topk(k, dim=1, largest=False).indices
+    return torch.cat(ids)[order]
 
 
 def _greedy(near: Int[Tensor, "B k k"], vocabulary: int) -> Int[Tensor, "B k"]:

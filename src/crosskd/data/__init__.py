@@ -1,0 +1,1 @@
+"""Data: from any file to examples, and from examples to batches."""

@@ -1,0 +1,190 @@
+"""Columns: which column of a user's data holds which field of an example, and how its cells become text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crosskd.errors import UsageError, did_you_mean
+from crosskd.text.tasks import Task
+
+Row = Mapping[str, Any]
+
+TARGETS = ("id", "title", "context", "question", "answers", "answer", "teacher_answer")
+"""Names that a mapping may give to columns."""
+
+# Column names of SQuAD, QED (raw and on the hub), FairytaleQA, DialogSum, PubMedQA and common summarization data.
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "id": ("id", "example_id", "fname", "gem_id", "pubid"),
+    "title": ("title", "title_text", "story_name"),
+    "context": (
+        "context", "paragraph_text", "content", "story_section", "dialogue", "CONTEXTS", "document", "article",
+        "passage", "text",
+    ),
+    "question": ("question", "question_text", "QUESTION"),
+    "teacher_answer": ("teacher_answer",),
+}  # fmt: skip
+_ANSWERS = (
+    "answer", "answers", "original_nq_answers", "answer1", "answer_1", "answer2", "answer_2", "long_answer",
+    "LONG_ANSWER",
+)  # fmt: skip
+_SUMMARIES = ("summary", "summary1", "summary2", "summary3", "highlights")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the fields of an example are found in a row.
+
+    Attributes:
+        fields: Field to column, for ``id``, ``title``, ``context``, ``question``, ``teacher_answer``.
+        answers: Columns with references, where a row has them; the first that is not empty begins with the training
+            label.
+    """
+
+    fields: dict[str, str]
+    answers: tuple[str, ...]
+
+    def example(self, row: Row, place: str) -> dict[str, Any]:
+        """The fields of a row, as text; what is absent is empty, and ``answers`` lists each reference once.
+
+        Args:
+            row: A row of the data.
+            place: What messages call the row.
+
+        Raises:
+            UsageError: A cell is neither text nor a number, or references are nested or of mixed types.
+        """
+        fields = dict.fromkeys(("id", "title", "context", "question"), "")
+        for name, column in self.fields.items():
+            fields[name] = _text(row.get(column), f"{place}, column {column!r}")
+        answers = [text for column in self.answers for text in _references(row.get(column), f"{place}, {column!r}")]
+        return {**fields, "answers": list(dict.fromkeys(answers))}
+
+
+def find_columns(row: Row, task: Task, mapping: Mapping[str, str] | None, where: str) -> Columns:
+    """Decide by the first row of the data which column holds what.
+
+    A mapping goes before the field's own name, and that before the names that well-known data sets use. Tasks with a
+    question take answers; tasks without one take summaries, or answers where there are none.
+
+    Args:
+        row: The first row.
+        task: Says which fields are needed.
+        mapping: Column to field, out of `TARGETS`; several columns may be ``answers``.
+        where: What messages call the data.
+
+    Raises:
+        UsageError: The mapping names a column that is missing or a field that does not exist, or gives one field
+            twice; or a needed column is missing.
+    """
+    mapped = _mapped(row, mapping or {}, where)
+    fields: dict[str, str] = {}
+    for field, names in _KNOWN.items():
+        found = mapped.get(field) or [name for name in names if name in row and name not in (mapping or {})]
+        if found:
+            fields[field] = found[0]
+        elif field in task.fields and field != "title":
+            raise _missing(field, names, row, where)
+    return Columns(fields, _answer_columns(row, task, mapped, mapping or {}, where))
+
+
+def _answer_columns(
+    row: Row, task: Task, mapped: Mapping[str, list[str]], mapping: Mapping[str, str], where: str
+) -> tuple[str, ...]:
+    free = [name for name in row if name not in mapping]
+    if "answer" in mapped or "answers" in mapped:
+        own = {name: [name] if name in free else [] for name in ("answer", "answers")}
+        return tuple(column for name in own for column in mapped.get(name, own[name]))
+    groups = (_ANSWERS,) if "question" in task.fields else (_SUMMARIES, _ANSWERS)
+    for group in groups:
+        if any(name in free for name in group):
+            # Rows of JSON Lines may have further references under names that the first row lacks.
+            return tuple(name for name in group if name not in mapping)
+    raise _missing("answers", [name for group in groups for name in group], row, where)
+
+
+def _mapped(row: Row, mapping: Mapping[str, str], where: str) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {}
+    for old, new in mapping.items():
+        if new not in TARGETS:
+            raise UsageError(f"--map {old}={new}: there is no field {new!r}", fix=did_you_mean(new, TARGETS))
+        if old not in row:
+            raise UsageError(f"--map {old}={new}: {where} has no column {old!r}", expected=_listed(row))
+        if columns.get(new) and new != "answers":
+            raise UsageError(f"--map {old}={new}: {columns[new][0]!r} is mapped to {new!r} already")
+        columns.setdefault(new, []).append(old)
+    return columns
+
+
+def _missing(field: str, names: Sequence[str], row: Row, where: str) -> UsageError:
+    return UsageError(
+        f"{where} has no column for {field!r}",
+        expected=f"one named {' or '.join(names[:4])}; the columns there are: {', '.join(row) or 'none'}",
+        fix=f"name yours with --map <column>={field}",
+    )
+
+
+def _listed(row: Row) -> str:
+    return "one of " + ", ".join(row)
+
+
+def _text(value: object, place: str) -> str:
+    """A cell of text: PubMedQA's sections are joined by spaces, numbers are written out, None is empty."""
+    if isinstance(value, Mapping) and "contexts" in value:
+        value = value["contexts"]
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " ".join(value)
+    if value is None or value != value:  # not a number: how data frames write an empty cell
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UsageError(place, got=_kind(value), expected="text")
+    return str(value)
+
+
+def _references(value: object, place: str) -> list[str]:
+    """References of a cell, without empty ones.
+
+    A cell may be a text, a list of texts (also as JSON inside a CSV cell), SQuAD's ``{"text": [...]}``, or QED's list
+    of answers, each a list of spans ``{"string": ...}`` that are joined by ``", "``; a flat list of spans is a list of
+    answers.
+    """
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("text", "string") if key in value), [value])
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _json_list(value)
+    if not isinstance(value, list):
+        value = [_text(value, place)]
+    texts = [_spans(item) for item in value]
+    if any(text is None for text in texts):
+        raise UsageError(place, got=_kinds(value), expected="references that are all text")
+    return [text.strip() for text in texts if text and text.strip()]
+
+
+def _spans(item: object) -> str | None:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, Mapping) and isinstance(item.get("string"), str):
+        return item["string"]
+    if isinstance(item, list) and item and all(isinstance(part, Mapping) for part in item):
+        parts = [_spans(part) for part in item]
+        return None if None in parts else ", ".join(part for part in parts if part)
+    return None
+
+
+def _json_list(text: str) -> object:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else text
+
+
+def _kinds(values: Iterable[object]) -> str:
+    return "a list of " + " and ".join(sorted({_kind(value) for value in values}))
+
+
+def _kind(value: object) -> str:
+    names = {dict: "mapping", str: "text", type(None): "nothing", bool: "true/false"}
+    return names.get(type(value), "number" if isinstance(value, int | float) else type(value).__name__)
