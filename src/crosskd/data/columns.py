@@ -56,11 +56,12 @@ class Columns:
         Raises:
             UsageError: A cell is neither text nor a number, or references are nested or of mixed types.
         """
-        fields = dict.fromkeys(("id", "title", "context", "question"), "")
-        for name, column in self.fields.items():
-            fields[name] = _text(row.get(column), f"{place}, column {column!r}")
-        answers = [text for column in self.answers for text in _references(row.get(column), f"{place}, {column!r}")]
-        return {**fields, "answers": list(dict.fromkeys(answers))}
+        texts = {name: _text(row.get(column), f"{place}, column {column!r}") for name, column in self.fields.items()}
+        answers = [
+            text for column in self.answers for text in _references(row.get(column), f"{place}, column {column!r}")
+        ]
+        empty = {"id": "", "title": "", "context": "", "question": ""}
+        return {**empty, **texts, "answers": list(dict.fromkeys(answers))}
 
 
 def find_columns(row: Row, task: Task, mapping: Mapping[str, str] | None, where: str) -> Columns:

@@ -98,7 +98,7 @@ def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
                 )
             yield row
     except csv.Error as error:
-        raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
+        raise UsageError(f"{path}, after line {reader.line_num}: {error}") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

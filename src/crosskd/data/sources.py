@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,12 @@ def _open_hub(name: str) -> Splits:
     return _of_datasets(loaded)
 
 
-def _of_datasets(splits: Any) -> Splits:
+def _of_datasets(splits: Mapping[Any, Iterable[Any]]) -> Splits:
     names = {_split_name(str(name)) or str(name): dataset for name, dataset in splits.items()}
     return {name: _iterator(names[name]) for name in _in_order(names)}
 
 
-def _iterator(rows: Any) -> Callable[[], Iterator[Row]]:
+def _iterator(rows: Iterable[Any]) -> Callable[[], Iterator[Row]]:
     return lambda: iter(rows)
 
 
@@ -132,6 +132,6 @@ def _split_name(stem: str) -> str | None:
     return _SPLIT_NAMES.get(re.split(r"[-_.]", stem.lower(), maxsplit=1)[0])
 
 
-def _in_order(names: Any) -> list[str]:
+def _in_order(names: Iterable[str]) -> list[str]:
     order = ("train", "validation", "test")
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from crosskd.errors import UsageError
@@ -22,7 +23,7 @@ __all__ = ["Evaluation", "Prediction", "evaluate", "score"]
 
 def evaluate(
     model: PreTrainedModel,
-    examples: Iterable[Mapping[str, Any]],
+    examples: Iterable[Mapping[str, Any]] | Dataset,
     task: Task | str,
     *,
     tokenizer: PreTrainedTokenizerBase,
@@ -66,7 +67,7 @@ def evaluate(
         0.6179
     """
     task = load_task(task) if isinstance(task, str) else task
-    rows = list(examples)
+    rows: list[Any] = list(examples)
     _check_examples(rows)
     encoder = None if bert_score_model is None else bert_score_settings(bert_score_model, bert_score_layer)
     builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style)

@@ -139,10 +139,11 @@ class _AnswerPass(torch.autograd.Function):
 
 def _softmax_gradient(logits: Tensor, temperatures: list[float], weights: Tensor, into: Tensor, known: bool) -> None:
     """Write ``sum_i weights[..., i] softmax(logits / temperatures[i])`` into ``into``, which may hold the first one."""
-    for step, values in enumerate(softmaxes(logits, temperatures, into, known)):
+    for step, (values, scale) in enumerate(softmaxes(logits, temperatures, into, known)):
         if step == 1:  # not earlier: the second temperature's probabilities are made of the first one's
             into.mul_(weights[..., :1])
         if step > 0:
-            into.addcmul_(values, weights[..., step : step + 1])
+            weight = weights[..., step : step + 1]
+            into.addcmul_(values, weight if scale is None else weight * scale)
     if len(temperatures) == 1:
         into.mul_(weights)

@@ -57,9 +57,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if hasattr(model, "get_base_model"):  # peft
             model = model.get_base_model()  # pyright: ignore[reportCallIssue]
-        elif isinstance(inner := getattr(model, "module", None), nn.Module):  # DDP, DataParallel
-            model = inner
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = inner
-        else:
+            continue
+        inner = getattr(model, "module", getattr(model, "_orig_mod", None))  # DDP, DataParallel; torch.compile
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner

@@ -58,7 +58,7 @@ def _write_plain_model(path: Path, folder: Path) -> None:
         ) from error
     # save_pretrained refuses a model that says it is quantized; its tensors are plain by now
     config = model.config
-    del config.quantization_config
+    delattr(config, "quantization_config")
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config

@@ -111,7 +111,9 @@ def locate(source: str | Path) -> str:
         return str(path)
     if path.is_file():
         raise UsageError(
-            f"model {str(source)!r}", got=f"a {path.suffix or 'plain'} file", expected="a folder, a GGUF file or a hub id"
+            f"model {str(source)!r}",
+            got=f"a {path.suffix or 'plain'} file",
+            expected="a folder, a GGUF file or a hub id",
         )
     if path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
         raise UsageError(f"model {str(source)!r}", got="no such folder", expected="a folder, a GGUF file or a hub id")

@@ -137,7 +137,9 @@ def _checked_prefix(model: nn.Module, examples: Sequence[Answered], shared: Sequ
         prefix = SharedPrefix(model, ids)
         error = _prefix_error(model, longest, prefix)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as failure:
-        logger.warning("%s cannot reuse a prompt prefix (%s): whole prompts are computed", type(model).__name__, failure)
+        logger.warning(
+            "%s cannot reuse a prompt prefix (%s): whole prompts are computed", type(model).__name__, failure
+        )
         return None
     tolerance = 1e-3 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.25
     if error > tolerance:

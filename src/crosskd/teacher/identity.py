@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from crosskd.errors import UsageError
@@ -19,10 +20,11 @@ from crosskd.text.tasks import Task
 _REQUEST = "request_"
 
 
-def data_sha256(examples: Iterable[Mapping[str, Any]], supervision: str) -> str:
+def data_sha256(examples: Dataset, supervision: str) -> str:
     """Hash of what a prompt and its supervised answer are made of, in order."""
     digest = hashlib.sha256()
-    for example in examples:
+    for index in range(len(examples)):
+        example = examples[index]
         answer = example.get("teacher_answer") if supervision == "teacher" else next(iter(example["answers"]), None)
         fields = [example.get(name) or "" for name in ("title", "context", "question")]
         digest.update(json.dumps([*fields, answer], ensure_ascii=False).encode())
@@ -76,7 +78,7 @@ def check_identity(cached: Mapping[str, Any], wanted: Mapping[str, Any], folder:
         )
 
 
-def _satisfies(name: str, cached: Any, wanted: Any) -> bool:  # noqa: ANN401 - JSON values
+def _satisfies(name: str, cached: Any, wanted: Any) -> bool:
     if name in (_REQUEST + "top_k", _REQUEST + "top_entries"):
         if wanted is None:
             return True
@@ -88,6 +90,6 @@ def _satisfies(name: str, cached: Any, wanted: Any) -> bool:  # noqa: ANN401 - J
     return cached == wanted
 
 
-def _short(value: Any) -> str:  # noqa: ANN401 - JSON values
+def _short(value: Any) -> str:
     text = str(value)
     return text[:12] + "…" if len(text) > 40 and " " not in text and "/" not in text else text

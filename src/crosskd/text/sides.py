@@ -29,9 +29,7 @@ class Side:
 
     def tokenize(self, example: Mapping[str, Any], answer: str) -> TokenizedExample:
         """Tokens of prompt and answer; the front of the context is dropped where they are too many."""
-        return tokenize_example(
-            self.builder, example, answer, append_eos=self.append_eos, max_length=self.max_length
-        )
+        return tokenize_example(self.builder, example, answer, append_eos=self.append_eos, max_length=self.max_length)
 
 
 def supervised_answer(example: Mapping[str, Any], supervision: str) -> str:

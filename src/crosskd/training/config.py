@@ -16,7 +16,7 @@ from crosskd.losses.registry import METHODS, create_method, setting_names
 _PAPER = "arXiv 2412.14528"
 
 
-def _setting(default: Any, text: str) -> Any:  # noqa: ANN401 - dataclasses.field is typed so
+def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
@@ -56,7 +56,9 @@ class DistillationConfig(TrainingArguments):
     sinkhorn_level: Literal["sequence", "token"] = _setting("sequence", "Sinkhorn between sequences, or tokens")
     chunk_size: int | None = _setting(None, "answer tokens whose probabilities exist at once; default: chosen by size")
     top_entries: int = _setting(200, "largest teacher entries of each token that ULD and MinED use; 0 uses all")
-    method_settings: dict | str | None = _setting(None, "further settings of a method of your own, as JSON")
+    method_settings: dict | str | None = field(
+        default=None, metadata={"help": "further settings of a method of your own, as JSON"}
+    )
     number_few_shot: int = _setting(5, "examples in the teacher's prompt; the student gets none")
     student_prompt_style: Literal["auto", "plain", "chat"] = _setting(
         "auto", "prompt of the student; auto takes the chat template where there is one"
@@ -68,7 +70,7 @@ class DistillationConfig(TrainingArguments):
     logging_steps: float = _setting(10, "log every so many steps")
     remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         _check_ranges(self)
         self.method_settings = _mapping(self.method_settings)
         if self.method == "seqkd":

@@ -42,7 +42,7 @@ def tokenize_examples(examples: Dataset, sides: Sequence[Side], supervision: str
             features[f"{side.name}_dropped"] = tokens.context_tokens_dropped
         return features
 
-    tokenized = Dataset.from_list([row(example, i) for i, example in enumerate(examples)])
+    tokenized = Dataset.from_list([row(examples[i], i) for i in range(len(examples))])
     for side in sides:
         dropped = sum(count > 0 for count in tokenized[f"{side.name}_dropped"])
         if dropped:
@@ -99,4 +99,3 @@ class DistillationCollator:
             pairs = self.align(row["student_answer_ids"][:-1], row["teacher_answer_ids"])
             alignment[i, : len(pairs)] = torch.tensor(pairs, dtype=torch.long)
         return alignment
-

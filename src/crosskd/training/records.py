@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ class MetricsFile(TrainerCallback):
     """Append every line of the log to ``metrics.jsonl`` in the output folder."""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any  # noqa: ANN401
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
     ) -> None:
         """Drop what a run that is resumed had logged beyond the checkpoint."""
         path = Path(str(args.output_dir)) / METRICS
@@ -41,7 +45,7 @@ class MetricsFile(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **_: Any,  # noqa: ANN401
+        **_: Any,
     ) -> None:
         """Write one line: ``step``, ``epoch`` and what was logged."""
         if state.is_world_process_zero:
@@ -51,16 +55,17 @@ class MetricsFile(TrainerCallback):
 
 
 def resolved_settings(config: DistillationConfig) -> dict[str, Any]:
-    """Settings that a YAML file needs to repeat a run: all of distillation, and those of training that are not default."""
-    reference = TrainingArguments(output_dir=str(config.output_dir))
-    inherited = {field.name for field in fields(TrainingArguments)}
-    chosen: dict[str, Any] = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in inherited and value == getattr(reference, field.name) and field.name != "output_dir":
-            continue
-        if field.init and _is_plain(value):
-            chosen[field.name] = value.value if isinstance(value, enum.Enum) else value
+    """Settings that a YAML file needs to repeat a run: all of distillation, those of training that are not default."""
+    defaults = {item.name: item.default for item in fields(TrainingArguments)}
+    chosen: dict[str, Any] = {"output_dir": str(config.output_dir)}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, enum.Enum):
+            value = value.value
+        # what transformers derived by itself (a field whose default is None or made by a factory) stays with it
+        derived = item.name in defaults and defaults[item.name] in (None, MISSING)
+        if item.init and not derived and value != defaults.get(item.name, MISSING) and _is_plain(value):
+            chosen[item.name] = value
     return chosen
 
 
@@ -106,9 +111,9 @@ def card_facts(config: DistillationConfig, participants: Participants, data: str
     )
 
 
-def _revision(model: Any) -> str | None:  # noqa: ANN401 - a model of transformers
+def _revision(model: Any) -> str | None:
     return getattr(model.config, "_commit_hash", None)
 
 
-def _is_plain(value: Any) -> bool:  # noqa: ANN401
+def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | list | dict | enum.Enum)

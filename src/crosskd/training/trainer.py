@@ -70,7 +70,7 @@ class DistillationTrainer(Trainer):
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         teacher_cache: str | Path | TargetCache | None = None,
         sources: Mapping[str, Any] | None = None,
-        **options: Any,  # noqa: ANN401 - what transformers.Trainer takes
+        **options: Any,
     ) -> None:
         args = args or DistillationConfig(output_dir="crosskd-student")
         self.method = args.create_method()
@@ -107,7 +107,7 @@ class DistillationTrainer(Trainer):
         frozen = self.participants.teacher.model.requires_grad_(False).eval()
         return self.accelerator.prepare_model(frozen, evaluation_mode=True)
 
-    def train(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as transformers.Trainer.train
+    def train(self, *arguments: Any, **options: Any) -> Any:
         """Write ``resolved_config.yaml`` and ``provenance.json``, then train; see `transformers.Trainer.train`."""
         if self.is_world_process_zero():
             write_records(self.args, self.participants, self._train_examples, self.sources)
@@ -120,7 +120,7 @@ class DistillationTrainer(Trainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:  # noqa: ANN401 - as transformers.Trainer.compute_loss
+    ) -> Any:
         """Eq. 21 over the answer tokens of the global batch; see the class."""
         labels = inputs["labels"]
         logits = answer_logits(model, inputs, labels.shape[1])
@@ -173,7 +173,7 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             write_card(Path(output_dir or str(self.args.output_dir)), self._card())
 
-    def create_model_card(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write our model card where `transformers.Trainer` would write its own."""
         if self.is_world_process_zero():
             write_card(Path(str(self.args.output_dir)), self._card())

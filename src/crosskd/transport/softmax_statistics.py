@@ -84,8 +84,11 @@ def softmaxes(
     temperatures: Sequence[float],
     first: Float[Tensor, "B T V"] | None = None,
     known: bool = False,
-) -> Iterator[Float[Tensor, "B T V"]]:
+) -> Iterator[tuple[Float[Tensor, "B T V"], Float[Tensor, "B T 1"] | None]]:
     """``(logits / tau).softmax(-1)`` for each temperature in turn; each step overwrites the one before.
+
+    What comes is (values, scale): the probabilities are ``values * scale``, or ``values`` where scale is None. A caller
+    multiplies by something anyway, and one pass over the vocabulary is saved.
 
     A temperature half of the one before it (1 after 2, the paper's pair) costs a square instead of an exponential, so
     descending order is the cheap one. The softmax kernel itself is faster than one ``exp`` on its own.
@@ -99,16 +102,18 @@ def softmaxes(
     own = torch.empty_like(logits, dtype=compute_dtype(logits.dtype), memory_format=torch.contiguous_format)
     scaled = torch.empty_like(own)
     values = own if first is None else first
+    scale: Tensor | None = None
     previous = 0.0
     for step, temperature in enumerate(temperatures):
-        if step > 0 and temperature * 2 == previous:
+        if step > 0 and temperature * 2 == previous and scale is None:
             values = torch.mul(values, values, out=own)
-            values.mul_(values.sum(-1, keepdim=True).reciprocal_())
+            scale = values.sum(-1, keepdim=True).reciprocal_()
         elif step > 0 or not known:
             values = values if step == 0 else own
             torch.softmax(_divide(logits, temperature, scaled), -1, out=values)
+            scale = None
         previous = temperature
-        yield values
+        yield values, scale
 
 
 def _divide(logits: Tensor, temperature: float, out: Tensor) -> Tensor:
@@ -157,10 +162,12 @@ def softmax_statistics(
         part = logits[chunk]
         maximum[chunk] = part.amax(-1, keepdim=True)
         probabilities = softmaxes(part, [temperatures[i] for i in order], None if kept is None else kept[chunk])
-        for index, values in zip(order, probabilities, strict=True):
-            largest[(*chunk, index)] = values.amax(-1)
+        for index, (values, scale) in zip(order, probabilities, strict=True):
+            peak = values.amax(-1)
+            largest[(*chunk, index)] = peak if scale is None else peak * scale.squeeze(-1)
             if index == 0 and columns is not None and weights is not None:
-                columns[chunk[0]].baddbmm_(weights[chunk[0], :, chunk[1]], values)
+                counts = weights[chunk[0], :, chunk[1]]
+                columns[chunk[0]].baddbmm_(counts if scale is None else counts * scale.transpose(1, 2), values)
     # The largest logit's exponential is 1, so its probability is one over the sum.
     log_sums = largest.log_().neg_()
     return SoftmaxStatistics(maximum, log_sums, None if columns is None else columns.squeeze(1), kept)
