@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# --no-compile: a minute less; Python compiles what it imports
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 REQUIREMENTS := requirements/run.txt requirements/dev.txt requirements/demo.txt pyproject.toml
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -44,10 +45,10 @@ unit: setup  ## pytest in two processes; TEST_ARGS="-k sinkhorn" chooses
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2 $(TEST_ARGS)
 
 docs: setup  ## build the documentation into site/; a broken link fails
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 pages: setup
-	$(BIN)/mkdocs build --strict --quiet --site-dir $(abspath $(VENV))/site
+	$(BIN)/mkdocs build --strict --site-dir $(abspath $(VENV))/site
 
 demo: setup  ## distil a real small model; DEMO_ARGS=--quick for a short one, --resume to go on
 	$(BIN)/crosskd demo $(if $(findstring --resume,$(DEMO_ARGS)),,--overwrite) $(DEMO_ARGS)

@@ -116,4 +116,6 @@ def _revision(model: Any) -> str | None:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list | dict | enum.Enum)
+    return (
+        value is None or isinstance(value, bool | int | float | str) or (isinstance(value, list | dict) and bool(value))
+    )

@@ -1,0 +1,121 @@
+"""Real command lines: the whole way, YAML and flags, resume, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
+
+from crosskd.cli.main import VERBS, main
+
+
+def distill(student: Path, data: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "distill", "--student", str(student), "--data", str(data), "--output_dir", str(output), "--method", "sft",
+        "--max_steps", "4", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--learning_rate", "1e-3", *more,
+    ]  # fmt: skip
+
+
+def test_prepare_distill_evaluate_report(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    run, scores, page = tmp_path / "run", tmp_path / "scores", tmp_path / "report.html"
+    assert main(distill(student_folder, data_folder, run)) == 0
+    words = ["evaluate", "--model", str(run), "--data", str(data_folder), "--output", str(scores)]
+    assert main([*words, "--max_new_tokens", "5"]) == 0
+    assert json.loads((scores / "scores.json").read_text())["examples"] == 4
+    assert "qa, 4 examples" in (run / "README.md").read_text()
+    assert main(["report", "--runs", str(tmp_path), "--output", str(page)]) == 0
+    assert "<svg" in page.read_text()
+
+
+def test_the_resolved_configuration_repeats_the_run(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(distill(student_folder, data_folder, first)) == 0
+    words = ["distill", "--config", str(first / "resolved_config.yaml"), "--output_dir", str(second)]
+    assert main(words) == 0
+    weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (first, second)]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_a_run_resumes_from_its_last_whole_checkpoint(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    steps = ["--save_strategy", "steps", "--save_steps", "1"]
+    assert main(distill(student_folder, data_folder, whole, *steps)) == 0
+    shutil.copytree(whole, resumed)
+    for name in ("checkpoint-3", "checkpoint-4"):
+        (resumed / name / "trainer_state.json").unlink()  # as a kill while it was written leaves it
+    assert main(distill(student_folder, data_folder, resumed, *steps, "--resume")) == 0
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, resumed)]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert len(losses[1]) == 4
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_explains_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"crosskd {verb}" in shown
+    assert "--config FILE" in shown
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """The one line that a bad command line gets."""
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"crosskd {words[0]}: error: ")
+    return error
+
+
+def test_mistyped_flags_keys_verbs_and_methods_get_a_suggestion(
+    student_folder: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = distill(student_folder, data_folder, tmp_path / "out")
+    assert "did you mean '--learning_rate'?" in refused(capsys, [*good, "--learnin_rate", "1"])
+    (tmp_path / "bad.yaml").write_text("learnin_rate: 1\n")
+    assert "did you mean 'learning_rate'?" in refused(capsys, [*good, "--config", str(tmp_path / "bad.yaml")])
+    assert "did you mean 'distill'?" in refused(capsys, ["distil"])
+    assert "did you mean 'multilevel_ot'?" in refused(capsys, [*good, "--method", "multilevelot"])
+    assert "--max_steps" in refused(capsys, [*good, "--max_steps", "many"])
+    assert "--student" in refused(capsys, ["distill", "--data", str(data_folder), "--output_dir", str(tmp_path / "o")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_files_and_models_are_named_and_nothing_is_written(
+    student_folder: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert "nowhere" in refused(capsys, distill(student_folder, tmp_path / "nowhere", out))
+    assert "no such folder" in refused(capsys, distill(tmp_path / "none" / "x" / "y", data_folder, out))
+    BertForMaskedLM(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    ).save_pretrained(tmp_path / "bert")
+    assert "BertForMaskedLM" in refused(capsys, distill(tmp_path / "bert", data_folder, out))
+    too_long = distill(student_folder, data_folder, out, "--max_length", "8")
+    assert "expected at most 8" in refused(capsys, too_long)
+    same = [*distill(student_folder, data_folder, out, "--teacher", str(student_folder)), "--method", "uld"]
+    assert "the student itself" in refused(capsys, same)
+    assert not out.exists()
+
+
+def test_an_output_folder_that_holds_something_is_kept(
+    student_folder: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    assert "--overwrite" in refused(capsys, distill(student_folder, data_folder, tmp_path))
+    words = ["evaluate", "--model", str(student_folder), "--data", str(data_folder), "--output", str(tmp_path)]
+    assert "--overwrite" in refused(capsys, words)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_the_command_line_wins_over_the_file(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("max_steps: 3\nsave_strategy: 'no'\nlearning_rate: 1e-4\n")
+    words = distill(student_folder, data_folder, tmp_path / "run", "--config", str(tmp_path / "recipe.yaml"))
+    assert main(words) == 0
+    resolved = (tmp_path / "run" / "resolved_config.yaml").read_text()
+    assert "max_steps: 4" in resolved
+    assert "save_strategy: 'no'" in resolved
