@@ -15,7 +15,8 @@ from crosskd.cli.main import VERBS, main
 def distill(student: Path, data: Path, output: Path, *more: str) -> list[str]:
     return [
         "distill", "--student", str(student), "--data", str(data), "--output_dir", str(output), "--method", "sft",
-        "--max_steps", "4", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--learning_rate", "1e-3", *more,
+        "--max_steps", "4", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--learning_rate", "1e-3",
+        *more,
     ]  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_cached_training_equals_live_training(
 
 def test_an_answer_that_is_empty_is_refused(student_folder: Path, tmp_path: Path) -> None:
     rows = [{**examples(1)[0], "answers": [" "]}]
-    with pytest.raises(UsageError, match="'q0'.*empty answer"):
+    with pytest.raises(UsageError, match=r"'q0'.*empty answer"):
         DistillationTrainer(str(student_folder), None, DistillationConfig(output_dir=str(tmp_path), method="sft"), rows)
 
 

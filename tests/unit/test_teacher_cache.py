@@ -65,7 +65,9 @@ def test_only_missing_shards_are_written_and_bytes_repeat(tmp_path: Path) -> Non
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "c", IDENTITY)
     assert cache.fill(capture, part=(2, 2)) == 1
-    with pytest.raises(UsageError, match=r"targets-00000.safetensors is missing.*targets-00002.safetensors is missing"):
+    with pytest.raises(
+        UsageError, match=r"targets-00000\.safetensors is missing.*targets-00002\.safetensors is missing"
+    ):
         TargetCache.open(tmp_path / "c")
     assert cache.fill(capture, part=(1, 2)) == 2
     assert len(TargetCache.open(tmp_path / "c")) == 7
@@ -75,7 +77,7 @@ def test_a_damaged_shard_is_named_and_repaired(tmp_path: Path) -> None:
     cache = filled(tmp_path / "c")
     path = shard_path(cache.folder, 2)
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    with pytest.raises(UsageError, match="targets-00002.safetensors is damaged"):
+    with pytest.raises(UsageError, match=r"targets-00002\.safetensors is damaged"):
         TargetCache.open(tmp_path / "c")
     with pytest.raises(UsageError, match="damaged"):
         cache.fill(capture)
