@@ -77,6 +77,7 @@ def test_mistyped_flags_keys_verbs_and_methods_get_a_suggestion(
 ) -> None:
     good = distill(student_folder, data_folder, tmp_path / "out")
     assert "did you mean '--learning_rate'?" in refused(capsys, [*good, "--learnin_rate", "1"])
+    assert "did you mean '--learning_rate'?" in refused(capsys, ["distill", "--learnin_rate", "1"])
     (tmp_path / "bad.yaml").write_text("learnin_rate: 1\n")
     assert "did you mean 'learning_rate'?" in refused(capsys, [*good, "--config", str(tmp_path / "bad.yaml")])
     assert "did you mean 'distill'?" in refused(capsys, ["distil"])

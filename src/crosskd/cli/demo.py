@@ -121,7 +121,16 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
     ]
 
 
-RECIPE = ["--learning_rate", "3e-5", "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
+RECIPE = [
+    "--learning_rate",
+    "3e-5",
+    "--num_train_epochs",
+    "1",
+    "--per_device_train_batch_size",
+    "4",
+    "--logging_steps",
+    "2",
+]
 
 
 def _run_step(step: Step, *, resume: bool) -> None:

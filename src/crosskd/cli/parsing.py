@@ -59,6 +59,9 @@ class VerbParser(HfArgumentParser):
             self.print_help()
             sys.exit(0)
         self._hide()
+        for word in words:  # before argparse complains that a flag is missing: it may be mistyped
+            if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
+                self._refuse(word)
         words = [*self._words_of_file(words), *words]
         try:
             namespace, unknown = self.parse_known_args(words)
