@@ -4,8 +4,9 @@
     python benchmarks/losses.py --quick    # few repetitions, small scaling series
 
 Writes benchmarks/results/losses.csv (ratios), losses_scaling.csv (series) and losses_scaling.png (their plots); each
-row of the tables names the machine and the versions. Logits are three times a normal sample: as peaked as a language
-model's. `value` is a median, `fastest` the best of all turns, which other work on the machine disturbs least. The `flat` rows use a plain normal sample, the worst case of greedy and exact matching.
+row of the tables names the machine and the versions. `value` is a median; `fastest` is the best of all turns, which
+other work on the machine disturbs least. Logits are three times a normal sample: as peaked as a language model's. The
+`flat` rows use a plain normal sample, the worst case of greedy and exact matching.
 """
 
 from __future__ import annotations
