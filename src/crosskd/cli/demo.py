@@ -16,6 +16,7 @@ from crosskd.errors import UsageError
 from crosskd.evaluation.evaluate import Evaluation
 from crosskd.files import prepare_output_folder
 from crosskd.models.precision import fast_bfloat16
+from crosskd.recipes import recipe_path
 from crosskd.report.tables import results_table
 
 DESCRIPTION = """Distil a real model end to end: teacher Gemma 3 270M (base, 5 shots), student SmolLM2-135M-Instruct,
@@ -97,8 +98,8 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
         return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json")
 
     def training(method: str, *more: str) -> Step:
-        words = ["distill", "--student", str(student), "--data", data, "--output_dir", str(folder / method)]
-        words += ["--method", method, *more, "--student_prompt_style", "plain", *RECIPE, "--seed", str(seed)]
+        words = ["distill", "--config", str(recipe_path("demo_qed")), "--student", str(student), "--data", data]
+        words += ["--output_dir", str(folder / method), "--method", method, *more, "--seed", str(seed)]
         words += ["--bf16"] if fast_bfloat16() else []
         return Step(f"train a student with {method}", words, folder / method / "trainer_state.json", resumable=True)
 
@@ -121,23 +122,13 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
     ]
 
 
-RECIPE = [
-    "--learning_rate",
-    "3e-5",
-    "--num_train_epochs",
-    "1",
-    "--per_device_train_batch_size",
-    "4",
-    "--logging_steps",
-    "2",
-]
-
-
 def _run_step(step: Step, *, resume: bool) -> None:
     if step.result is not None and step.result.exists():
         console.print(f"[dim]done before: {step.title}[/dim]")
         return
-    words = [*step.words, "--resume"] if resume and step.resumable else step.words
+    # a step that cannot go on where it stopped is done again
+    again = ["--resume" if step.resumable else "--overwrite"] if resume else []
+    words = [*step.words, *(word for word in again if word not in step.words)]
     console.rule(f"[bold]{step.title}", align="left")
     console.print(f"$ crosskd {shlex.join(words)}", style="cyan", markup=False, soft_wrap=True)
     if code := run_verb(words[0], words[1:]):
