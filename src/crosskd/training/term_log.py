@@ -14,14 +14,18 @@ class TermLog:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._last_step = 0
+        self._first_step = 0
 
-    def start(self, step: int) -> None:
-        """Count from optimizer step ``step`` on: 0, or where a resumed run goes on."""
-        self._sums, self._last_step = {}, step
+    def add(self, terms: Mapping[str, Tensor], tokens: Tensor, step: int) -> None:
+        """Add a micro-batch's terms (sums over its tokens), divided by the answer tokens of the global batch.
 
-    def add(self, terms: Mapping[str, Tensor], tokens: Tensor) -> None:
-        """Add a micro-batch's terms (sums over its tokens), divided by the answer tokens of the global batch."""
+        Args:
+            terms: The terms.
+            tokens: Answer tokens of the global batch.
+            step: Optimizer steps finished so far; a resumed run does not begin at 0.
+        """
+        if not self._sums:
+            self._first_step = step
         for name, value in terms.items():
             share = value.detach() / tokens
             self._sums[name] = self._sums[name] + share if name in self._sums else share
@@ -31,11 +35,11 @@ class TermLog:
 
         Every process must call it: the sums are added across them.
         """
-        steps = max(step - self._last_step, 1)
+        steps = max(step - self._first_step, 1)
         names = sorted(self._sums)
         if not names:
             return {}
         stacked = torch.stack([self._sums[name].float() for name in names])
         totals: Tensor = accelerator.reduce(stacked, reduction="sum")  # pyright: ignore[reportAssignmentType]
-        self.start(step)
+        self._sums = {}
         return {name: float(total) / steps for name, total in zip(names, totals.tolist(), strict=True)}

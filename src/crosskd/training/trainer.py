@@ -111,7 +111,6 @@ class DistillationTrainer(Trainer):
         """Write ``resolved_config.yaml`` and ``provenance.json``, then train; see `transformers.Trainer.train`."""
         if self.is_world_process_zero():
             write_records(self.args, self.participants, self._train_examples, self.sources)
-        self.terms.start(0)
         return super().train(*arguments, **options)
 
     def compute_loss(
@@ -136,7 +135,7 @@ class DistillationTrainer(Trainer):
             total = total + self.args.distillation_weight * terms["distillation"]
         tokens = _answer_tokens(labels, num_items_in_batch)
         if model.training:
-            self.terms.add(terms, tokens)
+            self.terms.add(terms, tokens, self.state.global_step)
         loss = total / tokens * self._process_factor(num_items_in_batch)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
