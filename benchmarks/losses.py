@@ -4,9 +4,11 @@
     python benchmarks/losses.py --quick    # few repetitions, small scaling series
 
 Writes benchmarks/results/losses.csv (ratios), losses_scaling.csv (series) and losses_scaling.png (their plots); each
-row of the tables names the machine and the versions. `value` is a median; `fastest` is the best of all turns, which
-other work on the machine disturbs least. Logits are three times a normal sample: as peaked as a language model's. The
-`flat` rows use a plain normal sample, the worst case of greedy and exact matching.
+row of the tables names the machine and the versions. The full run renews the tables of docs/performance.md.
+
+`value` is a median; `fastest` is the best of all turns, which other work on the machine disturbs least. Logits are
+three times a normal sample: as peaked as a language model's. The `flat` rows use a plain normal sample, the worst case
+of greedy and exact matching.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from torch import Tensor
 from crosskd.losses import DistillationMethod, StudentAnswers, TeacherTargets, create_method, targets_from_logits
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- benchmarks/losses.py begins -->", "<!-- benchmarks/losses.py ends -->"
 BATCH, LENGTH, ANSWER, STUDENT_VOCABULARY, TEACHER_VOCABULARY = 2, 300, 20, 50_304, 32_000
 
 
@@ -257,7 +261,7 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
     for axis, name in zip(axes, axes_names, strict=True):
         points = [(float(str(row["point"])), float(str(row["seconds"])) * 1e3) for row in rows if row["axis"] == name]
         axis.plot(*zip(*points, strict=True), marker="o")
-        axis.set(xlabel=name, ylabel="ms, forward + backward", ylim=(0, None))
+        axis.set(xlabel=name, ylabel="ms, forward + backward", ylim=(0, 1.1 * max(value for _, value in points)))
     figure.savefig(path, dpi=120)
 
 
@@ -286,6 +290,31 @@ def write(rows: list[dict[str, object]], name: str, columns: tuple[str, ...], co
             writer.writerow({**dict.fromkeys(columns, ""), **shown, **common})
 
 
+def document(rows: list[dict[str, object]], scaling: list[dict[str, object]], common: dict[str, str]) -> None:
+    """Put the tables between the markers of docs/performance.md."""
+
+    def table(header: tuple[str, ...], lines: list[list[object]]) -> str:
+        cells = [list(header), ["---"] * len(header), *lines]
+        return "\n".join("| " + " | ".join(_shown(cell) for cell in line) + " |" for line in cells)
+
+    columns = ("what", "value", "fastest", "unit", "reach")
+    measured = table(columns, [[row.get(column, "") for column in columns] for row in rows])
+    series = table(
+        ("axis", "size", "ms, one thread"),
+        [[row["axis"], row["point"], float(str(row["seconds"])) * 1e3] for row in scaling],
+    )
+    where = ", ".join(f"{name} {value}" for name, value in common.items())
+    page = PAGE.read_text()
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\nMeasured on: {where}.\n\n{measured}\n\n{series}\n\n{END}{after}")
+
+
+def _shown(cell: object) -> str:
+    if not isinstance(cell, float):
+        return f"{cell:,}" if isinstance(cell, int) else str(cell)
+    return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:.0f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repetitions; its results are for a look, not to keep")
@@ -307,6 +336,8 @@ def main() -> None:
     suffix = "_quick" if arguments.quick else ""
     write(rows, f"losses{suffix}.csv", ("what", "value", "fastest", "unit", "reach"), common)
     write(scaling, f"losses_scaling{suffix}.csv", ("axis", "point", "seconds"), {**common, "threads": "1"})
+    if not arguments.quick:
+        document(rows, scaling, common)
     plot(scaling, RESULTS / f"losses_scaling{suffix}.png")
 
 

@@ -75,8 +75,8 @@ def multilevel_ot_loss(
     Note: answers of unequal length are compared on positions 1..min(T_t, T_s) by the first two terms, and as a
         T_t x T_s transport problem by the third.
 
-    Cost: O(B T V) with two exponentials an element, O(B T_t T_s (k + N)) for Sinkhorn; memory beside the gradient of
-        the logits: two chunks of about 500,000 elements.
+    Cost: O(B T V) with one exponential an element each way, O(B T_t T_s (k + N)) for Sinkhorn; memory beside the
+        gradient of the logits: two chunks of about 500,000 elements.
 
     Example:
         >>> student, teacher = torch.randn(2, 8, 400, requires_grad=True), torch.randn(2, 9, 300)
