@@ -7,7 +7,8 @@ from crosskd.errors import UsageError
 from crosskd.losses import create_method
 from crosskd.losses.base import StudentAnswers
 from crosskd.losses.targets import TargetRequest, targets_from_logits
-from crosskd.losses.uld import ULD, _largest_ids, uld_loss
+from crosskd.losses.uld import ULD, uld_loss
+from crosskd.transport.largest import largest_ids
 
 
 def ones(*shape):
@@ -82,7 +83,7 @@ def test_largest_entries_of_a_wide_vocabulary_are_those_of_topk(vocabulary, coun
     torch.manual_seed(0)
     logits = torch.randn(2, 3, vocabulary)
     logits = logits.round() if ties else logits
-    values = logits.gather(-1, _largest_ids(logits, count))
+    values = logits.gather(-1, largest_ids(logits, count))
     assert torch.equal(values, logits.topk(count, dim=-1).values)
 
 

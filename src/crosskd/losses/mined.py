@@ -40,6 +40,8 @@ class MinED(DistillationMethod):
 
     Attributes:
         top_entries: m; None or 0 for all.
+        edit_distance_cutoff: Normalized edit distance in (0, 1] below which an entry is a match; 1.0 is the published
+            rule. Used by whoever makes the map.
         vocabulary_map: (V_t,) int64, student id of each teacher id, -1 for none; set with ``with_vocabulary_map``.
     """
 
@@ -47,10 +49,13 @@ class MinED(DistillationMethod):
     needs_alignment: ClassVar[bool] = True
 
     top_entries: int | None = 200
+    edit_distance_cutoff: float = 0.5
     vocabulary_map: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checked_top_entries(self.top_entries)
+        if not 0 < self.edit_distance_cutoff <= 1:
+            raise UsageError("edit_distance_cutoff", got=self.edit_distance_cutoff, expected="a distance in (0, 1]")
 
     def with_vocabulary_map(self, vocabulary_map: Int[Tensor, " V_t"]) -> MinED:
         """This method for one pair of tokenizers.

@@ -19,7 +19,8 @@ from crosskd.losses.levels import (
     sinkhorn_of_tokens,
 )
 from crosskd.losses.multilevel_ot_settings import MultiLevelOTSettings, Parts
-from crosskd.losses.targets import TeacherTargets, largest_ids
+from crosskd.losses.targets import TeacherTargets
+from crosskd.transport.largest import largest_ids
 from crosskd.transport.matching import match_with_statistics
 from crosskd.transport.softmax_statistics import compute_dtype, softmax_statistics
 

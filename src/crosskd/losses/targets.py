@@ -10,8 +10,9 @@ from torch import Tensor
 
 from crosskd.errors import UsageError
 from crosskd.losses.target_types import TargetRequest, TeacherTargets
+from crosskd.transport.largest import largest_ids
 from crosskd.transport.ranking import largest_columns
-from crosskd.transport.softmax_statistics import SoftmaxStatistics, answer_chunks, softmax_statistics
+from crosskd.transport.softmax_statistics import SoftmaxStatistics, softmax_statistics
 
 __all__ = ["TargetRequest", "TeacherTargets", "targets_from_logits"]
 
@@ -89,14 +90,6 @@ def _largest_entries(
     tail = 1 - values.exp().sum(-1) if count < vocabulary else torch.zeros_like(values[..., 0])
     entries = {"entry_log_probabilities": values, "entry_tail": tail.clamp_(min=0)}
     return {**entries, "entry_ids": entry_ids.to(torch.int32)} if request.entry_ids else entries
-
-
-def largest_ids(logits: Float[Tensor, "B T V"], count: int, chunk_size: int | None = None) -> Int[Tensor, "B T m"]:
-    """Ids of each token's ``count`` largest logits, descending; in chunks, since a sort takes several copies."""
-    result = torch.empty((*logits.shape[:2], count), dtype=torch.int64, device=logits.device)
-    for chunk in answer_chunks(logits, chunk_size):
-        result[chunk] = logits[chunk].topk(count, dim=-1).indices
-    return result
 
 
 def _answer_tokens(

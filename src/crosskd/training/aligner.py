@@ -25,4 +25,5 @@ def for_tokenizers(
     def align(student_ids: Sequence[int], teacher_ids: Sequence[int]) -> list[int]:
         return align_tokens(student_vocabulary.texts(student_ids), teacher_vocabulary.texts(teacher_ids))
 
-    return method.with_vocabulary_map(load_vocabulary_map(student, teacher)), align
+    table = load_vocabulary_map(student, teacher, cutoff=method.edit_distance_cutoff)
+    return method.with_vocabulary_map(table), align

@@ -56,6 +56,9 @@ class DistillationConfig(TrainingArguments):
     sinkhorn_level: Literal["sequence", "token"] = _setting("sequence", "Sinkhorn between sequences, or tokens")
     chunk_size: int | None = _setting(None, "answer tokens whose probabilities exist at once; default: chosen by size")
     top_entries: int = _setting(200, "largest teacher entries of each token that ULD and MinED use; 0 uses all")
+    edit_distance_cutoff: float = _setting(
+        0.5, "MinED: vocabulary entries match below this normalized edit distance; 1.0 is the published rule"
+    )
     method_settings: dict | str | None = field(
         default=None, metadata={"help": "further settings of a method of your own, as JSON"}
     )
