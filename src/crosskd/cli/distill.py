@@ -69,16 +69,21 @@ def run(words: Sequence[str]) -> None:
     arguments, config = parser.parse(words)
     start_logging()
     folder = Path(str(config.output_dir))
-    check_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
+    first = config.process_index == 0  # of several processes one looks after the folder, before the others write
+    if first:
+        check_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
     trainer = build_trainer(arguments, config)
-    prepare_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
+    with config.main_process_first(desc="output folder"):
+        if first:
+            prepare_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
     checkpoint = last_checkpoint(folder) if arguments.resume else None
     if arguments.resume:
         logger.info("going on from %s", checkpoint.name if checkpoint else "the start: there is no checkpoint yet")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     trainer.save_state()
-    output.print(f"student: {folder}")
+    if first:
+        output.print(f"student: {folder}")
 
 
 def build_trainer(arguments: DistillArguments, config: DistillationConfig) -> DistillationTrainer:
