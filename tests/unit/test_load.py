@@ -36,7 +36,7 @@ def test_pickled_weights_need_a_word(student_folder: Path, tmp_path: Path) -> No
     folder = tmp_path / "pickled"
     shutil.copytree(student_folder, folder)
     (folder / "model.safetensors").unlink()
-    weights = {name: value for name, value in tiny_model("llama", seed=1).state_dict().items()}
+    weights = dict(tiny_model("llama", seed=1).state_dict())
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(UsageError, match="--allow_pickle"):
         load_model(folder)
