@@ -98,6 +98,12 @@ def test_bad_files_and_models_are_named_and_nothing_is_written(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     ).save_pretrained(tmp_path / "bert")
     assert "BertForMaskedLM" in refused(capsys, distill(tmp_path / "bert", data_folder, out))
+    words = ["evaluate", "--model", str(tmp_path / "bert"), "--data", str(data_folder), "--output"]
+    assert "BertForMaskedLM" in refused(capsys, [*words, str(out)])
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "scores.json").write_text("{}")
+    assert "BertForMaskedLM" in refused(capsys, [*words, str(tmp_path / "kept"), "--overwrite"])
+    assert (tmp_path / "kept" / "scores.json").exists()
     too_long = distill(student_folder, data_folder, out, "--max_length", "8")
     assert "expected at most 8" in refused(capsys, too_long)
     same = [*distill(student_folder, data_folder, out, "--teacher", str(student_folder)), "--method", "uld"]

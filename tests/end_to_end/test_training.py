@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosskd import DistillationConfig, DistillationTrainer, load_model
-from crosskd.cli.main import main
 from crosskd.errors import UsageError
 from helpers_models import examples
 
@@ -91,29 +90,6 @@ def test_the_teacher_stays_as_it_is_and_is_not_saved(
     card = (tmp_path / "run" / "README.md").read_text()
     assert str(teacher_folder) in card
     assert "2412.14528" in card
-
-
-@pytest.mark.parametrize("method", ["uld", "mined", "multilevel_ot"])
-def test_cached_training_equals_live_training(
-    method: str, student_folder: Path, teacher_folder: Path, data_folder: Path, tmp_path: Path
-) -> None:
-    common = ["--data", str(data_folder), "--number_few_shot", "1", "--top_k", "10"]
-    cache = str(tmp_path / "cache")
-    words = ["cache", "--teacher", str(teacher_folder), "--output", cache, "--methods", method, *common]
-    assert main([*words, "--target_dtype", "float32", "--shard_size", "5"]) == 0
-    training = [
-        "distill", "--student", str(student_folder), "--method", method, "--max_steps", "6", "--logging_steps", "1",
-        "--learning_rate", "1e-3", "--per_device_train_batch_size", "4", "--save_strategy", "no", *common,
-    ]  # fmt: skip
-    live, cached = tmp_path / "live", tmp_path / "cached"
-    assert main([*training, "--teacher", str(teacher_folder), "--output_dir", str(live)]) == 0
-    assert main([*training, "--teacher_cache", cache, "--output_dir", str(cached)]) == 0
-    losses = [
-        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()[:6]]
-        for run in (live, cached)
-    ]
-    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
-    assert losses[0][0] != losses[0][-1]
 
 
 def test_an_answer_that_is_empty_is_refused(student_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
 from crosskd.errors import UsageError
-from crosskd.files import prepare_output_folder
+from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.losses.registry import create_method
 from crosskd.losses.targets import TargetRequest
 from crosskd.models.load import load_model
@@ -72,12 +72,9 @@ def run(words: Sequence[str]) -> None:
     start_logging()
     part = parse_part(arguments.shard)
     examples = load_examples(arguments.data, arguments.split)
-    shared = part[1] > 1
-    folder = prepare_output_folder(
-        arguments.output,
-        overwrite=arguments.overwrite,
-        resume=arguments.resume or arguments.repair or shared,
-    )
+    request = merged_request(arguments)
+    goes_on = arguments.resume or arguments.repair or part[1] > 1
+    check_output_folder(arguments.output, overwrite=arguments.overwrite, resume=goes_on)
     loaded = on_accelerator(
         load_model(
             arguments.teacher,
@@ -94,8 +91,8 @@ def run(words: Sequence[str]) -> None:
         max_length=arguments.teacher_max_length,
         supervision=arguments.supervision,
     )
-    request = merged_request(arguments)
     dtype = getattr(torch, arguments.target_dtype)
+    folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=goes_on)
     cache = TargetCache.create(folder, teacher.identity(examples, request, dtype, arguments.shard_size))
     pending = sum(len(cache.examples_of(i)) for i in cache.problems() if i % part[1] == part[0] - 1)
     with progress("targets of the teacher", pending) as advance:

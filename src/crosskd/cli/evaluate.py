@@ -13,7 +13,7 @@ from crosskd.cli.console import output, progress, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
 from crosskd.evaluation.evaluate import evaluate
-from crosskd.files import prepare_output_folder
+from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.models.card import add_scores
 from crosskd.models.limits import context_length
 from crosskd.models.load import LoadedModel, load_model
@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> None:
     examples = load_examples(arguments.data, arguments.split)
     if arguments.limit is not None:
         examples = examples.select(range(min(arguments.limit, len(examples))))
-    folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite)
+    check_output_folder(arguments.output, overwrite=arguments.overwrite)
     loaded = on_accelerator(
         load_model(
             arguments.model,
@@ -84,7 +84,7 @@ def run(words: Sequence[str]) -> None:
             max_length=arguments.max_length or context_length(loaded.model.config, loaded.tokenizer),
             advance=advance,
         )
-    evaluation.save(folder)
+    evaluation.save(prepare_output_folder(arguments.output, overwrite=arguments.overwrite))
     scored = f"{task.name}, {len(examples)} examples of {arguments.data} ({arguments.split})"
     add_scores(Path(arguments.model), f"{scored}, {arguments.number_few_shot} shots", evaluation.scores)
     output.print(results_table([evaluation]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,9 @@ class TargetCache:
         Raises:
             UsageError: A damaged shard, without ``repair``.
         """
+        if part == (1, 1):  # nobody else is writing here
+            for left in self.folder.glob(".writing-*"):
+                shutil.rmtree(left)
         problems = {index: told for index, told in self.problems().items() if index % part[1] == part[0] - 1}
         damaged = {index: told for index, told in problems.items() if told == "damaged"}
         if damaged and not repair:
