@@ -6,7 +6,7 @@ It is here to reproduce runs made with it, and to show what the differences cost
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -14,46 +14,12 @@ from crosskd.errors import UsageError
 from crosskd.losses.answer_pass import answer_pass
 from crosskd.losses.base import StudentAnswers, required_targets
 from crosskd.losses.multilevel_ot_settings import AUTHORS_ITERATIONS, MultiLevelOTSettings, Parts
-from crosskd.losses.target_types import TargetRequest, TeacherTargets
-from crosskd.transport.ranking import largest_columns
+from crosskd.losses.standardized import shared_columns, standardized
+from crosskd.losses.target_types import TeacherTargets
 from crosskd.transport.sinkhorn import sinkhorn_plan, token_cost
-from crosskd.transport.softmax_statistics import compute_dtype, softmax_statistics
+from crosskd.transport.softmax_statistics import softmax_statistics
 
-# Added to the standard deviation of a token's logits, and the weight inside of the Sinkhorn term.
-_DEVIATION_FLOOR = 1e-4
-_SINKHORN_SCALE = 0.001
-
-
-def standardized(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
-    """Logits over their standard deviation across the vocabulary (n - 1 in the variance), no mean subtracted.
-
-    A new float32 (float64) tensor of the logits' size: this formulation does without the paper's thrift.
-    """
-    logits = logits.to(compute_dtype(logits.dtype))
-    return logits / (logits.std(-1, keepdim=True) + _DEVIATION_FLOOR)
-
-
-@torch.no_grad()
-def standardized_targets(
-    teacher_logits: Float[Tensor, "B T V"], teacher_mask: Bool[Tensor, "B T"], request: TargetRequest
-) -> TeacherTargets:
-    """Log-probabilities of standardized logits in columns that the whole batch shares.
-
-    The columns depend on every sequence of the batch, which ``ranked_with`` records: such targets give the published
-    numbers only in the batch that they were made in.
-    """
-    logits = standardized(teacher_logits)
-    statistics = softmax_statistics(logits, (1.0,), teacher_mask)
-    ids = _shared_columns(statistics.column_sums, request.top_k or logits.shape[-1])
-    values = logits[..., ids] - statistics.maximum - statistics.log_sums
-    batch = len(logits)
-    return TeacherTargets(
-        mask=teacher_mask,
-        vocabulary_size=logits.shape[-1],
-        column_ids=ids.to(torch.int32).expand(batch, -1).contiguous(),
-        column_log_probabilities=values,
-        ranked_with=torch.full((batch,), batch, dtype=torch.int32, device=logits.device),
-    )
+_SINKHORN_SCALE = 0.001  # the weight inside of the Sinkhorn term
 
 
 def authors_terms(
@@ -79,7 +45,7 @@ def authors_terms(
         columns, used = _published_greedy(logits.detach(), student.mask, teacher)
     else:
         sums = softmax_statistics(logits.detach(), (1.0,), student.mask).column_sums
-        columns, used = _shared_columns(sums, k).expand(len(logits), -1), k
+        columns, used = shared_columns(sums, k).expand(len(logits), -1), k
     answers = answer_pass(logits, columns=columns)
     kept = answers.log_probabilities().exp() * student.mask.unsqueeze(-1)
     kept = _fit(kept * (torch.arange(k, device=kept.device) < used), length)
@@ -104,12 +70,6 @@ def _check_batch(targets: TeacherTargets) -> None:
             expected="targets made from the logits of this very batch: the published code ranks over the batch",
             fix="distil with a live teacher, or use formulation='paper'",
         )
-
-
-def _shared_columns(column_sums: Tensor | None, k: int) -> Int[Tensor, " k"]:
-    """One ranking for the whole batch."""
-    assert column_sums is not None  # callers gave a mask
-    return largest_columns(column_sums.sum(0, keepdim=True), k)[0]
 
 
 def _fit(values: Tensor, length: int) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosskd.errors import UsageError
+from crosskd.losses.standardized import standardized_targets
 from crosskd.losses.target_types import TargetRequest, TeacherTargets
 from crosskd.transport.largest import largest_ids
 from crosskd.transport.ranking import largest_columns
@@ -47,8 +48,6 @@ def targets_from_logits(
     Cost: one pass over (B, T, V); per-token entries add a top-k of each token.
     """
     if request.standardized:
-        from crosskd.losses.authors import standardized_targets
-
         return standardized_targets(teacher_logits, teacher_mask, request)
     temperatures = tuple(sorted({1.0, *request.temperatures}))
     others = tuple(temperature for temperature in temperatures if temperature != 1)
