@@ -30,7 +30,8 @@ from transformers import (
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.generation import end_token_ids, first_line, generate_answers
-from crosskd.evaluation.prefix_cache import compute_prefix_cache, usable_prefix_length
+from crosskd.evaluation.prefix_cache import compute_prefix_cache
+from crosskd.models.shared_prefix import usable_prefix_length
 
 VOCABULARY = 300
 SIZE = {

@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from crosskd.errors import UsageError
-from crosskd.evaluation.prefix_cache import PrefixCache, compute_prefix_cache, usable_prefix_length
+from crosskd.evaluation.prefix_cache import PrefixCache, compute_prefix_cache
 from crosskd.models.limits import context_length
+from crosskd.models.shared_prefix import usable_prefix_length
 
 _LINE_BREAK = re.compile(r"[\r\n]")
 # Chat models end their turn with one of these, also where their files name another token as the end of the sequence.

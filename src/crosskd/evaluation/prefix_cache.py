@@ -41,18 +41,6 @@ class PrefixCache:
         return cache
 
 
-def usable_prefix_length(prompts: Sequence[Sequence[int]], shared: Sequence[int]) -> int:
-    """How many of the ``shared`` ids all ``prompts`` begin with, short of the last token of the shortest prompt.
-
-    One token of every prompt must be left, since its output predicts the first new token.
-    """
-    length = min([len(shared), *(len(prompt) - 1 for prompt in prompts)])
-    for prompt in prompts:
-        differs = (at for at in range(length) if prompt[at] != shared[at])
-        length = next(differs, length)
-    return max(length, 0)
-
-
 def compute_prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache | None:
     """States of ``prefix``, or None for an architecture where they cannot be reused exactly.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
-logger = logging.getLogger(__name__)
+from crosskd.models.shared_prefix import usable_prefix_length
 
 _SHORTEST = 16  # below this many shared tokens, copying states costs more than computing them
 
@@ -48,9 +47,5 @@ def reusable_prefix(prompts: Sequence[Sequence[int]], shared: Sequence[int]) -> 
     One token of each prompt must remain to be computed, since it predicts the first answer token. Returns ``[]`` where
     what is shared is too short to pay.
     """
-    length = len(shared)
-    for prompt in prompts:
-        length = min(length, len(prompt) - 1)
-        while length > 0 and list(prompt[:length]) != list(shared[:length]):
-            length -= 1
+    length = usable_prefix_length(prompts, shared)
     return list(shared[:length]) if length >= _SHORTEST else []
