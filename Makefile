@@ -53,8 +53,9 @@ pages: setup
 demo: setup  ## distil a real small model; DEMO_ARGS=--quick for a short one, --resume to go on
 	$(BIN)/crosskd demo $(if $(findstring --resume,$(DEMO_ARGS)),,--overwrite) $(DEMO_ARGS)
 
-bench: setup  ## time and memory of the losses; BENCH_ARGS=--quick for a short one
+bench: setup  ## time and memory of losses and training; BENCH_ARGS=--quick for a short one
 	$(BIN)/python benchmarks/losses.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/training.py $(BENCH_ARGS)
 
 format: setup  ## let ruff mend rules and format
 	$(BIN)/ruff check --fix .
