@@ -20,7 +20,7 @@ from transformers import (
 from helpers_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 420,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 540,
 }  # fmt: skip
 
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -31,10 +31,10 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "gpt_neox": GPTNeoXConfig(**SMALL, max_position_embeddings=512),
     "opt": OPTConfig(
-        hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=420,
+        hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=540,
         max_position_embeddings=512, word_embed_proj_dim=32, dropout=0.0,
     ),
-    "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=420),
+    "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=540),
 }  # fmt: skip
 
 

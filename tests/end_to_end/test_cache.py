@@ -107,17 +107,17 @@ def test_a_cache_of_something_else_is_refused(
     assert main(cache(teacher_folder, data_folder, targets)) == 0
     words = distill(student_folder, data_folder, tmp_path / "run", "--teacher_cache", str(targets), "--max_steps", "1")
     for more, told in (
-        (["--number_few_shot", "2"], "number_few_shot: cache 1, here 2"),
-        (["--top_k", "20"], "request_top_k: cache 10, here 20"),
-        (["--method", "uld"], "request_top_entries: cache None"),
-        (["--formulation", "authors"], "request_standardized: cache False, here True"),
+        (["--number_few_shot", "2"], "number_few_shot: there 1, here 2"),
+        (["--top_k", "20"], "request_top_k: there 10, here 20"),
+        (["--method", "uld"], "request_top_entries: there None"),
+        (["--formulation", "authors"], "request_standardized: there False, here True"),
         (["--data", "sample:qed"], "data_sha256"),
     ):
         assert main([*words, *more]) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(cache(teacher_folder, data_folder, targets, "--resume", "--number_few_shot", "0")) == 2
-    assert "number_few_shot: cache 1, here 0" in capsys.readouterr().err
+    assert "number_few_shot: there 1, here 0" in capsys.readouterr().err
 
 
 def test_bad_parts_and_methods_are_named(

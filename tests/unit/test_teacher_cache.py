@@ -87,8 +87,8 @@ def test_a_damaged_shard_is_named_and_repaired(tmp_path: Path) -> None:
 
 def test_another_identity_is_refused_by_field(tmp_path: Path) -> None:
     filled(tmp_path / "c")
-    with pytest.raises(UsageError, match="data_sha256: cache abc, here other"):
+    with pytest.raises(UsageError, match="data_sha256: there abc, here other"):
         TargetCache.create(tmp_path / "c", {**IDENTITY, "data_sha256": "other"})
-    with pytest.raises(UsageError, match="request_top_k: cache 4, here 5"):
+    with pytest.raises(UsageError, match="request_top_k: there 4, here 5"):
         TargetCache.create(tmp_path / "c", {**IDENTITY, "request_top_k": 5})
     TargetCache.create(tmp_path / "c", {**IDENTITY, "request_top_k": 2})  # more than enough is kept

@@ -14,6 +14,7 @@ from crosskd.cli.console import output, progress, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
+from crosskd.data.supervision import supervised_examples
 from crosskd.errors import UsageError
 from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.losses.registry import create_method
@@ -71,7 +72,7 @@ def run(words: Sequence[str]) -> None:
     (arguments,) = VerbParser("cache", DESCRIPTION, [CacheArguments]).parse(words)
     start_logging()
     part = parse_part(arguments.shard)
-    examples = load_examples(arguments.data, arguments.split)
+    examples = supervised_examples(load_examples(arguments.data, arguments.split), arguments.supervision)
     request = merged_request(arguments)
     goes_on = arguments.resume or arguments.repair or part[1] > 1
     check_output_folder(arguments.output, overwrite=arguments.overwrite, resume=goes_on)

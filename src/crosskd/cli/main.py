@@ -12,6 +12,8 @@ from crosskd.errors import UsageError, did_you_mean
 VERBS = {
     "demo": "distil a real small model end to end, on this machine",
     "prepare": "turn a data file into examples (arrow)",
+    "inspect": "compare two tokenizers on your data, before training",
+    "answer": "let the teacher answer the examples",
     "cache": "run the teacher once and keep what the losses need",
     "distill": "train a student, with or without a teacher",
     "evaluate": "let a model answer, and score the answers",

@@ -24,6 +24,7 @@ class VerbParser(HfArgumentParser):
         dataclasses: Whose fields become flags.
         hidden: Flags that ``--help`` leaves to ``--help_all``.
         epilog: Printed under the flags.
+        positional: Flags that may be given without their names, in this order: ``crosskd inspect TEACHER STUDENT``.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class VerbParser(HfArgumentParser):
         *,
         hidden: Iterable[str] = (),
         epilog: str | None = None,
+        positional: Sequence[str] = (),
     ) -> None:
         super().__init__(
             dataclasses,  # pyright: ignore[reportArgumentType]
@@ -42,9 +44,10 @@ class VerbParser(HfArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
-            usage=f"crosskd {verb} [flags]",
+            usage=" ".join(["crosskd", verb, *map(str.upper, positional), "[flags]"]),
         )
         self._hidden = set(hidden)
+        self._positional = tuple(positional)
         self.add_argument("--config", metavar="FILE", help="YAML file of flags, without their dashes")
         if self._hidden:
             self.add_argument("--help_all", action="store_true", help="show every flag")
@@ -62,7 +65,7 @@ class VerbParser(HfArgumentParser):
         for word in words:  # before argparse complains that a flag is missing: it may be mistyped
             if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
                 self._refuse(word)
-        words = [*self._words_of_file(words), *words]
+        words = [*self._words_of_file(words), *self._name_positional(words)]
         try:
             namespace, unknown = self.parse_known_args(words)
             if unknown:
@@ -90,11 +93,34 @@ class VerbParser(HfArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         if not word.startswith("-"):
-            raise UsageError(f"argument {word!r}", expected="flags only", fix=f"`{self.prog} --help` lists them")
+            expected = f"{' '.join(map(str.upper, self._positional))} and flags" if self._positional else "flags only"
+            raise UsageError(f"argument {word!r}", expected=expected, fix=f"`{self.prog} --help` lists them")
         name = word.lstrip("-").split("=")[0].replace("-", "_")
         raise UsageError(
             f"flag {word.split('=')[0]}", expected="a flag of this verb", fix=_suggestion(name, self._flags(), "--")
         )
+
+    def _name_positional(self, words: Sequence[str]) -> list[str]:
+        """Put names before words that stand alone, so that a file of flags and the command line meet as equals."""
+        if not self._positional:
+            return list(words)
+        named = {word.split("=")[0] for word in words if word.startswith("--")}
+        free = [name for name in self._positional if f"--{name}" not in named]
+        given: list[str] = []
+        value_of: argparse.Action | None = None
+        for word in words:
+            if word.startswith("-"):
+                value_of = None if "=" in word else self._option_string_actions.get(word)
+                given.append(word)
+            elif value_of is not None and _takes(value_of, word):
+                given.append(word)
+                value_of = value_of if value_of.nargs in ("+", "*") else None
+            elif free:
+                given.append(f"--{free.pop(0)}={word}")
+                value_of = None
+            else:
+                self._refuse(word)
+        return given
 
     def _words_of_file(self, words: Sequence[str]) -> list[str]:
         """The flags that a YAML file stands for; they come first, so that the command line wins."""
@@ -136,6 +162,13 @@ class _HelpFormatter(argparse.HelpFormatter):
         text = (action.help or "").replace("%", "%%")
         shown = action.default not in (None, argparse.SUPPRESS, False, "") and action.dest != "help"
         return f"{text} [{action.default}]".replace("%%(default)", "") if shown else text
+
+
+def _takes(action: argparse.Action, word: str) -> bool:
+    """Whether a word after a flag is its value: a switch takes none but a truth value."""
+    if action.nargs == "?":
+        return word.lower() in ("true", "false", "yes", "no", "1", "0")
+    return action.nargs != 0
 
 
 def _suggestion(name: str, flags: Iterable[str], dashes: str) -> str:

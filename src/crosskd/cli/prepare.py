@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from crosskd.data.prepare import prepare_examples, save_prepared
 from crosskd.errors import UsageError
 from crosskd.files import prepare_output_folder
 from crosskd.text.tasks import load_task
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Turn a data file into examples that the other verbs read: an arrow data set with the columns id, title,
 context, question and answers, split into train and validation. Says what it dropped and why."""
@@ -39,6 +42,12 @@ class PrepareArguments:
         default=None, metadata={"help": "share of the training split to hold out, where there is no validation split"}
     )
     seed: int = field(default=42, metadata={"help": "seed of the hold-out"})
+    max_characters: int | None = field(default=None, metadata={"help": "longest context, in characters"})
+    answers: str | None = field(
+        default=None,
+        metadata={"help": "file with a teacher's answers that another tool made: by id, or a row of --data each"},
+    )
+    unlabelled: bool = field(default=False, metadata={"help": "keep rows without an answer, for a teacher to answer"})
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
@@ -54,6 +63,9 @@ def run(words: Sequence[str]) -> None:
         limit=arguments.limit,
         validation_fraction=arguments.validation_fraction,
         seed=arguments.seed,
+        max_characters=arguments.max_characters,
+        answers=arguments.answers,
+        unlabelled=arguments.unlabelled,
     )
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite)
     save_prepared(prepared, folder)
@@ -75,5 +87,7 @@ def _show(summary: dict, folder: Path) -> None:
     table = Table("split", "examples", "dropped", title=f"examples in {folder}", title_justify="left")
     for split, counts in summary["splits"].items():
         dropped = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items() if count) or "none"
+        if counts.get("without_teacher_answer"):
+            logger.warning("%s: %d examples have no answer of the teacher", split, counts["without_teacher_answer"])
         table.add_row(split, str(counts["examples"]), dropped)
     output.print(table)

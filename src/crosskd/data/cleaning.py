@@ -21,6 +21,8 @@ def read_split(
     where: str,
     limit: int | None,
     max_characters: int | None,
+    *,
+    unlabelled: bool = False,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Turn the rows of one split into examples.
 
@@ -31,6 +33,7 @@ def read_split(
         where: What messages call the split.
         limit: Keep at most so many.
         max_characters: Longest context, in characters.
+        unlabelled: Keep rows without an answer.
 
     Returns:
         The examples, and counts: ``rows`` read, ``examples`` kept, ``dropped`` by reason, and the ``columns`` used.
@@ -46,9 +49,9 @@ def read_split(
     read = 0
     for read, row in enumerate(rows, start=1):
         present.update(row)
-        columns = columns or find_columns(row, task, mapping, where)
+        columns = columns or find_columns(row, task, mapping, where, unlabelled=unlabelled)
         example = _cleaned(columns.example(row, f"{where}, row {read}"))
-        reason = _why_dropped(example, task, seen, max_characters)
+        reason = _why_dropped(example, task, seen, max_characters, unlabelled)
         if reason is not None:
             dropped[reason] += 1
             continue
@@ -67,8 +70,10 @@ def _cleaned(example: Row) -> Row:
     return {name: value.strip() if isinstance(value, str) else value for name, value in example.items()}
 
 
-def _why_dropped(example: Row, task: Task, seen: set[tuple[str, str]], max_characters: int | None) -> str | None:
-    if not example["answers"]:
+def _why_dropped(
+    example: Row, task: Task, seen: set[tuple[str, str]], max_characters: int | None, unlabelled: bool
+) -> str | None:
+    if not example["answers"] and not unlabelled:
         return "empty answer"
     for field in ("context", "question"):
         if field in task.fields and not example[field]:

@@ -64,7 +64,9 @@ class Columns:
         return {**empty, **texts, "answers": list(dict.fromkeys(answers))}
 
 
-def find_columns(row: Row, task: Task, mapping: Mapping[str, str] | None, where: str) -> Columns:
+def find_columns(
+    row: Row, task: Task, mapping: Mapping[str, str] | None, where: str, *, unlabelled: bool = False
+) -> Columns:
     """Decide by the first row of the data which column holds what.
 
     A mapping goes before the field's own name, and that before the names that well-known data sets use. Tasks with a
@@ -75,6 +77,7 @@ def find_columns(row: Row, task: Task, mapping: Mapping[str, str] | None, where:
         task: Says which fields are needed.
         mapping: Column to field, out of `TARGETS`; several columns may be ``answers``.
         where: What messages call the data.
+        unlabelled: No column with answers is needed.
 
     Raises:
         UsageError: The mapping names a column that is missing or a field that does not exist, or gives one field
@@ -88,11 +91,16 @@ def find_columns(row: Row, task: Task, mapping: Mapping[str, str] | None, where:
             fields[field] = found[0]
         elif field in task.fields and field != "title":
             raise _missing(field, names, row, where)
-    return Columns(fields, _answer_columns(row, task, mapped, mapping or {}, where))
+    return Columns(fields, _answer_columns(row, task, mapped, mapping or {}, where, unlabelled))
 
 
 def _answer_columns(
-    row: Row, task: Task, mapped: Mapping[str, list[str]], mapping: Mapping[str, str], where: str
+    row: Row,
+    task: Task,
+    mapped: Mapping[str, list[str]],
+    mapping: Mapping[str, str],
+    where: str,
+    unlabelled: bool,
 ) -> tuple[str, ...]:
     free = [name for name in row if name not in mapping]
     if "answer" in mapped or "answers" in mapped:
@@ -103,6 +111,8 @@ def _answer_columns(
         if any(name in free for name in group):
             # Rows of JSON Lines may have further references under names that the first row lacks.
             return tuple(name for name in group if name not in mapping)
+    if unlabelled:
+        return ()
     raise _missing("answers", [name for group in groups for name in group], row, where)
 
 

@@ -15,6 +15,7 @@ import datasets
 from datasets import Dataset, DatasetDict, Features, Value
 
 from crosskd import __version__
+from crosskd.data.answers_merge import GivenAnswers, read_answers
 from crosskd.data.cleaning import REASONS, read_split
 from crosskd.data.quiet import without_progress_bars
 from crosskd.data.readers import Row
@@ -52,6 +53,8 @@ def prepare_examples(
     max_characters: int | None = None,
     validation_fraction: float | None = None,
     seed: int = 42,
+    answers: str | Path | None = None,
+    unlabelled: bool = False,
 ) -> Prepared:
     """Turn a user's data into examples.
 
@@ -69,6 +72,9 @@ def prepare_examples(
         validation_fraction: Share of the training split to hold out at random, in (0, 1), where there is no
             ``validation`` split.
         seed: Seed of the hold-out.
+        answers: File with answers that another tool made (see `crosskd.data.answers_merge.read_answers`): by ``id``, or
+            one for each row of the training split (or of the only one), in order. They become ``teacher_answer``.
+        unlabelled: Keep rows without an answer, with an empty list of ``answers``.
 
     Returns:
         Examples and summary. A split that loses all its rows (such as a test split without labels) is left out.
@@ -80,21 +86,24 @@ def prepare_examples(
     _check_options(limit, max_characters, validation_fraction)
     splits = _chosen(open_source(source, split), split, str(source))
     held_out = validation_fraction is not None and "train" in splits and "validation" not in splits
+    given = None if answers is None else read_answers(answers)
+    splits = _with_answers(splits, given)
     kept: dict[str, list[Row]] = {}
     counts: dict[str, dict[str, Any]] = {}
     for name, rows in splits.items():
         where = f"{source} ({name})"
         stop = None if held_out and name == "train" else limit
-        kept[name], counts[name] = read_split(rows(), task, mapping, where, stop, max_characters)
+        kept[name], counts[name] = read_split(rows(), task, mapping, where, stop, max_characters, unlabelled=unlabelled)
     if not any(kept.values()):
         raise _nothing_left(str(source), counts)
+    _give_answers(kept, given)
     if validation_fraction is not None and held_out:
         _hold_out(kept, counts, validation_fraction, seed)
     examples = DatasetDict({name: _dataset(rows[:limit]) for name, rows in kept.items() if rows})
-    for name, dataset in examples.items():
-        counts[str(name)]["examples"] = len(dataset)
+    _count(examples, counts)
     settings = {"mapping": dict(mapping or {}), "split": split, "limit": limit, "max_characters": max_characters}
-    settings |= {"validation_fraction": validation_fraction, "seed": seed}
+    settings |= {"validation_fraction": validation_fraction, "seed": seed, "unlabelled": unlabelled}
+    settings |= {"answers": None if answers is None else str(answers)}
     summary = {"source": str(source), "task": task.name, **settings, "splits": counts, "crosskd_version": __version__}
     return Prepared(examples, summary)
 
@@ -145,7 +154,7 @@ def load_examples(path_or_sample: str | Path, split: str) -> Dataset:
         UsageError: There is no such folder or split, or the folder does not hold prepared examples.
     """
     name = str(path_or_sample)
-    examples = _prepared_sample(name) if name.startswith("sample:") else _saved_examples(Path(name))
+    examples = load_splits(name)
     if split not in examples:
         raise UsageError(f"{name} has no split {split!r}", fix=did_you_mean(split, map(str, examples)))
     dataset = examples[split]
@@ -157,6 +166,12 @@ def load_examples(path_or_sample: str | Path, split: str) -> Dataset:
             fix="run `crosskd prepare` on it first",
         )
     return dataset
+
+
+def load_splits(path_or_sample: str | Path) -> DatasetDict:
+    """All splits of prepared examples; see `load_examples`."""
+    name = str(path_or_sample)
+    return _prepared_sample(name) if name.startswith("sample:") else _saved_examples(Path(name))
 
 
 def _saved_examples(folder: Path) -> DatasetDict:
@@ -184,6 +199,38 @@ def _check_options(limit: int | None, max_characters: int | None, validation_fra
             raise UsageError(flag, got=value, expected="an integer of at least 1")
     if validation_fraction is not None and not 0 < validation_fraction < 1:
         raise UsageError("--validation_fraction", got=validation_fraction, expected="a number between 0 and 1")
+
+
+def _count(examples: DatasetDict, counts: dict[str, dict[str, Any]]) -> None:
+    for name, dataset in examples.items():
+        counts[str(name)]["examples"] = len(dataset)
+        if "teacher_answer" in dataset.column_names:
+            counts[str(name)]["without_teacher_answer"] = sum(not answer for answer in dataset["teacher_answer"])
+
+
+def _with_answers(splits: Splits, given: GivenAnswers | None) -> Splits:
+    """The split that answers without ids are for, with them: the training split, or the only one."""
+    if given is None or given.ids is not None:
+        return splits
+    name = next(iter(splits)) if len(splits) == 1 else "train"
+    if name not in splits:
+        raise UsageError(
+            f"--answers {given.path}", got="answers without ids, and no training split", fix="choose one with --split"
+        )
+    rows = splits[name]
+    return {**splits, name: lambda: given.in_order(rows())}
+
+
+def _give_answers(kept: Mapping[str, list[Row]], given: GivenAnswers | None) -> None:
+    if given is None or given.ids is None:
+        return
+    examples = [row for rows in kept.values() for row in rows]
+    if given.by_id(examples) == 0:
+        raise UsageError(
+            f"--answers {given.path}",
+            got=f"no id of an example; the first is {given.ids[0]!r}",
+            expected=f"ids such as {examples[0]['id']!r}",
+        )
 
 
 def _chosen(splits: Splits, split: str | None, source: str) -> Splits:

@@ -44,7 +44,7 @@ class TargetCache:
         """
         path = folder / IDENTITY
         if path.is_file():
-            check_identity(read_json(path), identity, folder)
+            check_identity(read_json(path), identity, f"--output {folder}")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, dict(identity))

@@ -56,25 +56,24 @@ def request_fields(request: TargetRequest) -> dict[str, Any]:
     return {_REQUEST + name: list(v) if isinstance(v, tuple) else v for name, v in asdict(request).items()}
 
 
-def check_identity(cached: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a cache that was made from something else.
+def check_identity(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """Refuse targets or answers that were made from something else.
 
     Args:
-        cached: The cache's identity.
-        wanted: The fields that matter to the caller; a request is satisfied by a cache that holds at least as much.
-        folder: For the message.
+        made: The identity of what lies there.
+        wanted: The fields that matter to the caller; a request is satisfied by targets that hold at least as much.
+        what: The flag and folder, for the message.
 
     Raises:
-        UsageError: Names every field that differs, the cache's value and ours.
+        UsageError: Names every field that differs, the value there and ours.
     """
-    differing = [name for name, value in wanted.items() if not _satisfies(name, cached.get(name), value)]
+    differing = [name for name, value in wanted.items() if not _satisfies(name, made.get(name), value)]
     if differing:
-        told = "; ".join(f"{name}: cache {_short(cached.get(name))}, here {_short(wanted[name])}" for name in differing)
+        told = "; ".join(f"{name}: there {_short(made.get(name))}, here {_short(wanted[name])}" for name in differing)
         raise UsageError(
-            f"--teacher_cache {folder}",
-            got=f"a cache made from something else ({told})",
-            expected="the same teacher, data and prompts",
-            fix="write a cache for these settings with `crosskd cache`, or set the fields as the cache has them",
+            f"{what}: made from something else ({told})",
+            expected="the same teacher, data, prompts and settings",
+            fix="set the fields as they are there, or make it anew for these settings in another folder",
         )
 
 

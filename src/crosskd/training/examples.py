@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from crosskd.data.collate import collate_answers
+from crosskd.data.supervision import supervised_examples
 from crosskd.losses.targets import TeacherTargets
 from crosskd.teacher.cache import TargetCache
 from crosskd.text.sides import Side, supervised_answer
@@ -29,7 +30,9 @@ def tokenize_examples(examples: Dataset, sides: Sequence[Side], supervision: str
         training: Whether a cache of targets, if there is one, holds these examples; otherwise ``index`` is -1.
 
     Returns:
-        A data set in memory with ``index`` and, for each side, ``<side>_prompt_ids`` and ``<side>_answer_ids``.
+        A data set in memory with ``index`` (among the examples that have the answer asked for, see
+        `supervised_examples`; the others are left out) and, for each side, ``<side>_prompt_ids`` and
+        ``<side>_answer_ids``.
     """
 
     def row(example: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def tokenize_examples(examples: Dataset, sides: Sequence[Side], supervision: str
             features[f"{side.name}_dropped"] = tokens.context_tokens_dropped
         return features
 
+    examples = supervised_examples(examples, supervision)
     tokenized = Dataset.from_list([row(examples[i], i) for i in range(len(examples))])
     for side in sides:
         dropped = sum(count > 0 for count in tokenized[f"{side.name}_dropped"])

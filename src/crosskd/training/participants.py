@@ -106,7 +106,7 @@ def check_cache(
     }
     if examples is not None:
         wanted["data_sha256"] = data_sha256(examples, config.supervision)
-    check_identity(cache.identity, wanted, cache.folder)
+    check_identity(cache.identity, wanted, f"--teacher_cache {cache.folder}")
 
 
 def _side(

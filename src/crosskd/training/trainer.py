@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from crosskd.data.supervision import supervised_examples
 from crosskd.losses.base import IGNORED_LABEL, StudentAnswers
 from crosskd.losses.cross_entropy import answer_cross_entropy
 from crosskd.losses.mined import MinED
@@ -78,7 +79,7 @@ class DistillationTrainer(Trainer):
         cache = TargetCache.open(teacher_cache) if isinstance(teacher_cache, str | Path) else teacher_cache
         tokenizers = (processing_class, teacher_processing_class)
         self.participants = gather_participants(args, self.method, model, teacher, cache, tokenizers)
-        self._train_examples = _as_dataset(train_dataset)
+        self._train_examples = _supervised(train_dataset, args)
         check_cache(args, self.participants, self.method.request(), self._train_examples)
         aligner = None
         if isinstance(self.method, MinED) and self.participants.teacher_tokenizer is not None:
@@ -186,6 +187,11 @@ def _as_dataset(examples: Examples | None) -> Dataset | None:
     if examples is None or isinstance(examples, Dataset):
         return examples
     return Dataset.from_list([dict(example) for example in examples])
+
+
+def _supervised(examples: Examples | None, args: DistillationConfig) -> Dataset | None:
+    dataset = _as_dataset(examples)
+    return None if dataset is None else supervised_examples(dataset, args.supervision)
 
 
 def _tokenized(

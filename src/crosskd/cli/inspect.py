@@ -1,0 +1,111 @@
+"""``crosskd inspect``: what two tokenizers make of the data, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from crosskd.cli.console import output, start_logging
+from crosskd.cli.inspect_costs import cache_sizes, estimate_time, model_facts, read_config
+from crosskd.cli.inspect_tables import show
+from crosskd.cli.parsing import VerbParser
+from crosskd.data.prepare import load_examples
+from crosskd.errors import UsageError
+from crosskd.models.limits import context_length
+from crosskd.models.load import load_tokenizer
+from crosskd.text.compare_tokenizers import compare_tokenizers
+from crosskd.text.prompts import PromptBuilder
+from crosskd.text.sides import Side
+from crosskd.text.tasks import load_task
+from crosskd.text.tokenizer_warnings import find_trouble
+
+DESCRIPTION = """Compare the tokenizers of a teacher and a student on your data, estimate what distillation will cost,
+and warn of what is known to hurt. Reads tokenizers and configurations, never weights."""
+
+
+@dataclass
+class InspectArguments:
+    """Flags of ``crosskd inspect``."""
+
+    teacher: str = field(metadata={"help": "hub id, folder or GGUF file; the first word without a flag"})
+    student: str = field(metadata={"help": "likewise; the second word without a flag"})
+    data: str = field(
+        default="sample:qed", metadata={"help": "folder written by `crosskd prepare`, or a sample such as sample:qed"}
+    )
+    split: str = field(default="train", metadata={"help": "split to look at"})
+    limit: int = field(default=1000, metadata={"help": "look at the first so many examples"})
+    task: str = field(default="qa", metadata={"help": "name of a task, or a YAML file with one of your own"})
+    supervision: Literal["labels", "teacher"] = field(
+        default="labels", metadata={"help": "whose answers: the data's labels, or the teacher's own"}
+    )
+    number_few_shot: int = field(default=5, metadata={"help": "examples in the teacher's prompt"})
+    teacher_prompt_style: Literal["auto", "plain", "chat"] = field(
+        default="auto", metadata={"help": "auto takes the chat template where there is one"}
+    )
+    student_prompt_style: Literal["auto", "plain", "chat"] = field(default="auto", metadata={"help": "likewise"})
+    teacher_max_length: int | None = field(
+        default=None, metadata={"help": "longest prompt and answer, in tokens; default: the model's limit"}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "the same for the student"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run the code that a model brings"})
+    json: bool = field(default=False, metadata={"help": "print JSON, for a script"})
+
+
+def run(words: Sequence[str]) -> None:
+    """Compare, estimate, warn, and print it all."""
+    parser = VerbParser("inspect", DESCRIPTION, [InspectArguments], positional=("teacher", "student"))
+    (arguments,) = parser.parse(words)
+    if arguments.limit < 1:
+        raise UsageError("--limit", got=arguments.limit, expected="an integer of at least 1")
+    start_logging()
+    findings = inspect(arguments)
+    if arguments.json:
+        output.print_json(json.dumps(findings))
+    else:
+        show(findings)
+
+
+def inspect(arguments: InspectArguments) -> dict[str, Any]:
+    """All findings, as numbers and texts: ``models``, ``data``, ``tokenizers``, ``cache``, ``time``, ``warnings``."""
+    examples = load_examples(arguments.data, arguments.split)
+    looked_at = examples.select(range(min(arguments.limit, len(examples)))).to_list()
+    names = {"teacher": arguments.teacher, "student": arguments.student}
+    trust = arguments.trust_remote_code
+    configs = {role: read_config(name, trust_remote_code=trust) for role, name in names.items()}
+    teacher, student = (_side(role, names[role], configs[role], arguments) for role in names)
+    comparison = compare_tokenizers(teacher, student, looked_at, supervision=arguments.supervision)
+    facts = {role: model_facts(names[role], configs[role], trust_remote_code=trust) for role in names}
+    outputs = {role: facts[role].output_entries for role in names}
+    return {
+        "models": {role: {"name": names[role], **asdict(facts[role])} for role in names},
+        "data": {
+            "source": arguments.data,
+            "split": arguments.split,
+            "task": arguments.task,
+            "examples": len(examples),
+            "number_few_shot": arguments.number_few_shot,
+        },
+        "tokenizers": comparison.to_dict(),
+        "cache": [asdict(size) for size in cache_sizes(comparison, len(examples))],
+        "time": asdict(estimate_time(comparison, facts["teacher"], facts["student"], len(examples))),
+        "warnings": [asdict(finding) for finding in find_trouble(comparison, outputs)],
+    }
+
+
+def _side(role: str, name: str, config: PreTrainedConfig, arguments: InspectArguments) -> Side:
+    """How training would read an example on this side."""
+    is_student = role == "student"
+    tokenizer = load_tokenizer(name, trust_remote_code=arguments.trust_remote_code)
+    builder = PromptBuilder(
+        tokenizer,
+        load_task(arguments.task),
+        number_few_shot=0 if is_student else arguments.number_few_shot,
+        style=arguments.student_prompt_style if is_student else arguments.teacher_prompt_style,
+    )
+    wanted = arguments.max_length if is_student else arguments.teacher_max_length
+    limits = [limit for limit in (wanted, context_length(config, tokenizer)) if limit is not None]
+    return Side(role, builder, append_eos=is_student, max_length=min(limits) if limits else None)
