@@ -114,7 +114,9 @@ def _backend(arguments: AnswerArguments) -> AnswerBackend:
             tensor_parallel_size=arguments.tensor_parallel_size,
             **options,
         )
-    return TransformersBackend(on_accelerator(load_model(arguments.teacher, **options)), arguments.batch_size)
+    return TransformersBackend(
+        on_accelerator(load_model(arguments.teacher, encoder_decoder=True, **options)), arguments.batch_size
+    )
 
 
 def _fill(answers: AnswerFolder, teacher: TeacherAnswers, examples: Dataset) -> None:

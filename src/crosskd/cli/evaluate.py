@@ -67,6 +67,7 @@ def run(words: Sequence[str]) -> None:
             dtype=arguments.dtype,
             trust_remote_code=arguments.trust_remote_code,
             allow_pickle=arguments.allow_pickle,
+            encoder_decoder=True,
         )
     )
     name = arguments.name or Path(arguments.model).stem

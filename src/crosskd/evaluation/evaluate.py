@@ -14,7 +14,7 @@ from crosskd.errors import UsageError
 from crosskd.evaluation.generation import generate_answers
 from crosskd.evaluation.metrics import bert_score, bert_score_settings, exact_match, f1, rouge
 from crosskd.evaluation.results import Evaluation, Prediction
-from crosskd.models.limits import context_length
+from crosskd.models.limits import longest_prompt
 from crosskd.text.prompts import Prompt, PromptBuilder, PromptStyle
 from crosskd.text.tasks import Task, load_task
 
@@ -70,8 +70,14 @@ def evaluate(
     rows: list[Any] = list(examples)
     _check_examples(rows)
     encoder = None if bert_score_model is None else bert_score_settings(bert_score_model, bert_score_layer)
-    builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style)
-    longest = _longest_prompt(model, tokenizer, max_length, max_new_tokens)
+    builder = PromptBuilder(
+        tokenizer,
+        task,
+        number_few_shot=number_few_shot,
+        style=prompt_style,
+        append_eos=model.config.is_encoder_decoder,  # as their encoders were trained
+    )
+    longest = longest_prompt(model.config, tokenizer, max_length, max_new_tokens)
     prompts = [builder.build(row, max_tokens=longest) for row in rows]
     started = time.perf_counter()
     answers = generate_answers(
@@ -112,18 +118,6 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
         "exact_match": exact_match(predictions, references),
         **rouge(predictions, references),
     }
-
-
-def _longest_prompt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None, max_new_tokens: int
-) -> int | None:
-    limits = [limit for limit in (max_length, context_length(model.config, tokenizer)) if limit is not None]
-    if not limits:
-        return None
-    room = min(limits) - (0 if model.config.is_encoder_decoder else max_new_tokens)
-    if room < 1:
-        raise UsageError("max_new_tokens", got=max_new_tokens, expected=f"less than the {min(limits)} tokens allowed")
-    return room
 
 
 def _check_examples(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.configuration_utils import PreTrainedConfig
 
 from crosskd.errors import UsageError
 from crosskd.models.gguf import convert_gguf
@@ -17,7 +25,8 @@ DTYPES: dict[str, torch.dtype | str] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_ENCODER_DECODER_SUFFIX = "ForConditionalGeneration"
 
 
 class LoadedModel(NamedTuple):
@@ -41,8 +50,9 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    encoder_decoder: bool = False,
 ) -> LoadedModel:
-    """Load a causal language model and its tokenizer.
+    """Load a language model and its tokenizer.
 
     Args:
         source: Hub id, folder written by ``save_pretrained``, or ``.gguf`` file (converted once into a safetensors
@@ -51,18 +61,20 @@ def load_model(
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the Python code that the model's repository brings.
         allow_pickle: Accept ``.bin`` weights, which can run code when they are read; safetensors only otherwise.
+        encoder_decoder: Accept encoder-decoder models (T5, mT5) too: they can answer, and be scored.
 
     Raises:
-        UsageError: Nothing is found there, it is not a causal language model, its weights are pickled or its code is
+        UsageError: Nothing is found there, it is not such a language model, its weights are pickled or its code is
             remote and that was not allowed.
     """
     if dtype not in DTYPES:
         raise UsageError("dtype", got=dtype, expected="one of " + ", ".join(DTYPES))
     location = locate(source)
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    check_language_model(source, location, options)
+    config = check_language_model(source, location, options, encoder_decoder=encoder_decoder)
+    architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = architecture.from_pretrained(
             location, dtype=DTYPES[dtype], use_safetensors=None if allow_pickle else True, **options
         )
     except OSError as error:
@@ -120,19 +132,25 @@ def locate(source: str | Path) -> str:
     return str(source)
 
 
-def check_language_model(source: str | Path, location: str, options: dict[str, Any]) -> None:
-    """Refuse what cannot write an answer (an encoder, a classifier) before its weights are read."""
+def check_language_model(
+    source: str | Path, location: str, options: dict[str, Any], *, encoder_decoder: bool = False
+) -> PreTrainedConfig:
+    """Refuse what cannot write an answer (an encoder, a classifier) before its weights are read; give its config."""
     try:
         config = AutoConfig.from_pretrained(location, **options)
     except (OSError, ValueError) as error:
         raise UsageError(f"model {str(source)!r}", got=_first_line(error), fix=_config_hint(error)) from error
     architectures: list[str] = list(getattr(config, "architectures", None) or [])
-    if architectures and not any(name.endswith(_LANGUAGE_MODEL_SUFFIXES) for name in architectures):
+    suffixes = (_ENCODER_DECODER_SUFFIX,) if config.is_encoder_decoder else _CAUSAL_SUFFIXES
+    allowed = encoder_decoder or not config.is_encoder_decoder
+    if not allowed or (architectures and not any(name.endswith(suffixes) for name in architectures)):
         raise UsageError(
             f"model {str(source)!r}",
-            got=f"a {architectures[0]}",
-            expected="a causal language model (an architecture that ends in ForCausalLM or LMHeadModel)",
+            got=f"a {architectures[0] if architectures else config.model_type}",
+            expected="a causal language model (an architecture that ends in ForCausalLM or LMHeadModel)"
+            + (", or an encoder-decoder model (ForConditionalGeneration)" if encoder_decoder else ""),
         )
+    return config
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from crosskd.data.prepare import SUMMARY_FILE
 from crosskd.data.quiet import without_progress_bars
 from crosskd.errors import UsageError
 from crosskd.files import read_json, read_jsonl, write_json, write_jsonl
-from crosskd.models.limits import context_length
+from crosskd.models.limits import longest_prompt
 from crosskd.models.load import locate
 from crosskd.teacher.backends import AnswerBackend, Decoding
 from crosskd.teacher.identity import check_identity, data_sha256, prompt_sha256, tokenizer_sha256, weights_sha256
@@ -57,8 +57,14 @@ class TeacherAnswers:
         self.backend = backend
         self.task = load_task(task)
         self.decoding = decoding
-        self.builder = PromptBuilder(backend.tokenizer, self.task, number_few_shot=number_few_shot, style=prompt_style)
-        self.longest_prompt = _longest_prompt(backend, max_length, decoding.max_new_tokens)
+        self.builder = PromptBuilder(
+            backend.tokenizer,
+            self.task,
+            number_few_shot=number_few_shot,
+            style=prompt_style,
+            append_eos=backend.config.is_encoder_decoder,
+        )
+        self.longest_prompt = longest_prompt(backend.config, backend.tokenizer, max_length, decoding.max_new_tokens)
         self._prompts = {"number_few_shot": number_few_shot, "prompt_style": prompt_style}
 
     def answer(self, examples: Dataset, advance: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
@@ -201,18 +207,6 @@ class AnswerFolder:
 
 def _rows(examples: Dataset) -> list[Mapping[str, Any]]:
     return [dict(example) for example in examples]  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def _longest_prompt(backend: AnswerBackend, max_length: int | None, max_new_tokens: int) -> int | None:
-    limits = [limit for limit in (max_length, context_length(backend.config, backend.tokenizer)) if limit is not None]
-    if not limits:
-        return None
-    room = min(limits) - max_new_tokens
-    if room < 1:
-        raise UsageError(
-            "--max_new_tokens", got=max_new_tokens, expected=f"less than the {min(limits)} tokens of prompt and answer"
-        )
-    return room
 
 
 def _save(splits: DatasetDict, folder: Path, form: str) -> None:
