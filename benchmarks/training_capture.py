@@ -59,7 +59,8 @@ class Capture:
     def save(self, folder: Path) -> None:
         """Write the cache as `crosskd cache` does."""
         identity = self.run.identity(self.examples, self.request, torch.float16, SHARD_SIZE)
-        TargetCache.create(folder, identity).fill(lambda rows: [self.targets[i] for i in rows])
+        cache = TargetCache.create(folder, identity)
+        cache.fill(lambda rows: [self.targets[i] for i in rows], cache.problems())
 
     @property
     def answer_tokens(self) -> int:

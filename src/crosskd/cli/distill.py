@@ -91,11 +91,12 @@ def build_trainer(arguments: DistillArguments, config: DistillationConfig) -> Di
     load = partial(load_model, trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle)
     check_distinct(arguments.student, arguments.teacher)
     asks_teacher = METHODS[config.method].needs_teacher and arguments.teacher_cache is None
+    teacher = arguments.teacher
     examples = load_examples(arguments.data, "train")
     evaluation = None if config.eval_strategy == "no" else load_examples(arguments.data, "validation")
     return DistillationTrainer(
         load(arguments.student, dtype=arguments.student_dtype),
-        load(arguments.teacher, dtype=arguments.teacher_dtype) if arguments.teacher and asks_teacher else None,
+        load(teacher, dtype=arguments.teacher_dtype) if teacher and asks_teacher else teacher,
         config,
         examples,
         evaluation,

@@ -88,41 +88,43 @@ class TargetCache:
         """Workers of a data loader open the files themselves."""
         return {**self.__dict__, "_shards": {}}
 
-    def problems(self) -> dict[int, str]:
-        """Shards that are missing, unfinished or damaged, and which of these."""
-        told = {index: shard_problem(shard_path(self.folder, index)) for index in range(self.shard_count)}
+    def problems(self, part: tuple[int, int] = (1, 1)) -> dict[int, str]:
+        """Shards that are missing, unfinished or damaged, and which of these; every file's checksum is computed.
+
+        Args:
+            part: ``(i, n)``: look at those of process i of n only, counted from 1; shard s is written by s mod n + 1.
+        """
+        own = range(part[0] - 1, self.shard_count, part[1])
+        told = {index: shard_problem(shard_path(self.folder, index)) for index in own}
         return {index: problem for index, problem in told.items() if problem is not None}
 
     def fill(
         self,
         capture: Callable[[range], Sequence[TeacherTargets]],
+        problems: Mapping[int, str],
         *,
-        part: tuple[int, int] = (1, 1),
         repair: bool = False,
-    ) -> int:
+    ) -> None:
         """Write the shards that are not there yet.
 
         Args:
             capture: Gives the targets of a range of examples.
-            part: ``(i, n)``: of n processes this is number i, counted from 1; shard s is written by s mod n + 1.
+            problems: What `problems` found.
             repair: Write damaged shards anew too, instead of refusing to go on.
-
-        Returns:
-            How many shards were written.
 
         Raises:
             UsageError: A damaged shard, without ``repair``.
         """
-        if part == (1, 1):  # nobody else is writing here
-            for left in self.folder.glob(".writing-*"):
-                shutil.rmtree(left)
-        problems = {index: told for index, told in self.problems().items() if index % part[1] == part[0] - 1}
         damaged = {index: told for index, told in problems.items() if told == "damaged"}
         if damaged and not repair:
             raise damaged_shards_error(self.folder, damaged)
         for index in problems:
             write_shard(shard_path(self.folder, index), capture(self.examples_of(index)))
-        return len(problems)
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed writers left behind; only where no other process writes to the folder."""
+        for left in self.folder.glob(".writing-*"):
+            shutil.rmtree(left)
 
     def examples_of(self, shard: int) -> range:
         """The examples whose targets a shard holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from crosskd.losses.targets import TargetRequest
 from crosskd.models.limits import context_length
 from crosskd.models.load import LoadedModel, load_model, load_tokenizer, locate
 from crosskd.teacher.cache import TargetCache
-from crosskd.teacher.identity import check_identity, data_sha256, prompt_sha256, request_fields
+from crosskd.teacher.identity import check_identity, data_sha256, prompt_sha256, request_fields, weights_sha256
 from crosskd.text.prompts import PromptBuilder
 from crosskd.text.sides import Side
 from crosskd.text.tasks import load_task
@@ -74,10 +75,10 @@ def gather_participants(
     if not method.needs_teacher:
         return Participants(loaded, None, None, None, tuple(sides))
     if cache is not None:
+        named = _name_of(teacher) or str(cache.identity["teacher"])
         if method.needs_alignment:
-            tokenizer = tokenizers[1] or load_tokenizer(str(teacher or cache.identity["teacher"]))
-            sides.append(_side("teacher", config, None, tokenizer))
-        return Participants(loaded, None, cache, str(cache.identity["teacher"]), tuple(sides))
+            sides.append(_side("teacher", config, None, tokenizers[1] or load_tokenizer(named)))
+        return Participants(loaded, None, cache, named, tuple(sides))
     if teacher is None:
         raise UsageError(
             "--teacher",
@@ -104,9 +105,23 @@ def check_cache(
         "supervision": config.supervision,
         **request_fields(request),
     }
+    wanted |= _teacher_fields(participants, config)
     if examples is not None:
         wanted["data_sha256"] = data_sha256(examples, config.supervision)
     check_identity(cache.identity, wanted, f"--teacher_cache {cache.folder}")
+
+
+def _teacher_fields(participants: Participants, config: DistillationConfig) -> dict[str, Any]:
+    """What is known of the teacher beside a cache: the model that the user names, and how long its prompts may be."""
+    fields: dict[str, Any] = {}
+    if config.teacher_max_length is not None:
+        fields["teacher_max_length"] = config.teacher_max_length
+    named = participants.teacher_name
+    if named is not None and participants.cache is not None and named != participants.cache.identity["teacher"]:
+        folder = Path(locate(named))
+        weights = weights_sha256(folder) if folder.is_dir() else None
+        fields |= {"teacher_weights_sha256": weights} if weights else {"teacher": named}
+    return fields
 
 
 def _side(
@@ -139,6 +154,13 @@ def _as_loaded(source: ModelSource, tokenizer: PreTrainedTokenizerBase | None, r
             fix="pass processing_class=" if role == "student" else "pass teacher_processing_class=",
         )
     return LoadedModel(source, tokenizer, source.name_or_path or type(source).__name__)
+
+
+def _name_of(source: ModelSource | None) -> str | None:
+    """What the user called a model; None for one that came as a bare object, or not at all."""
+    if isinstance(source, LoadedModel):
+        return source.name
+    return str(source) if isinstance(source, str | Path) else None
 
 
 def check_distinct(student: ModelSource, teacher: ModelSource | None) -> None:
