@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 
 import datasets
@@ -30,13 +31,13 @@ def test_what_is_dropped_is_counted_by_reason(tmp_path):
     ]
     prepared = prepare_examples(write_lines(tmp_path / "rows.jsonl", rows), QA, max_characters=99)
     assert [tuple(example.values()) for example in only(prepared)] == [
-        ("x", "", "C1", "Q", ["a"]),
+        ("x", "", "C1", "Q", ["a", "b"]),
         ("x#2", "", "C1", "Q2", ["7"]),
     ]
     counts = prepared.summary["splits"]["train"]
     assert (counts["rows"], counts["examples"]) == (9, 2)
     assert counts["dropped"] == {
-        "empty answer": 3, "empty context": 1, "empty question": 1, "too long": 1, "duplicate": 1,
+        "empty answer": 3, "empty context": 1, "empty question": 1, "too long": 1, "duplicate": 1, "over limit": 0,
     }  # fmt: skip
 
 
@@ -56,6 +57,35 @@ def test_a_split_without_labels_is_left_out_but_not_all_may_be(tmp_path):
     assert prepared.summary["splits"]["test"]["dropped"]["empty answer"] == 10
     with pytest.raises(UsageError, match=r"no example is left of 10 rows: .*10 empty answer"):
         prepare_examples(tmp_path, QA, split="test")
+
+
+def test_a_test_split_may_lack_the_column_of_answers(tmp_path):
+    write_lines(tmp_path / "train.jsonl", ROWS)
+    write_lines(tmp_path / "test.jsonl", [{"context": "C", "question": "Q"}])
+    prepared = prepare_examples(tmp_path, QA)
+    assert only(prepared) == EXAMPLES
+    assert prepared.summary["splits"]["test"]["dropped"]["empty answer"] == 1
+    with pytest.raises(UsageError, match=r"\(test\) has no column for 'answers'"):
+        prepare_examples(tmp_path, QA, split="test")
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2, 3, 50])
+@pytest.mark.parametrize("fraction", [None, 0.3])
+def test_every_row_read_is_an_example_or_dropped(tmp_path, limit, fraction):
+    rows = [*ROWS[:3], {**ROWS[0], "answer": "b"}, {**ROWS[3], "answer": ""}, {**ROWS[4], "context": ""}, *ROWS]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    prepared = prepare_examples(path, QA, limit=limit, validation_fraction=fraction)
+    for name, counts in prepared.summary["splits"].items():
+        assert counts["examples"] == len(prepared.examples[name]) <= (limit or 10)
+        assert counts["rows"] == counts["examples"] + sum(counts["dropped"].values())
+    if fraction or limit is None or limit > 10:
+        assert sum(counts["rows"] for counts in prepared.summary["splits"].values()) == len(rows)
+
+
+def test_ids_differ_also_where_the_data_repeat_them_with_a_number(tmp_path):
+    rows = [{**row, "id": name} for row, name in zip(ROWS, ["x", "x#2", "x", "x"], strict=False)]
+    examples = only(prepare_examples(write_lines(tmp_path / "rows.jsonl", rows), QA))
+    assert [row["id"] for row in examples] == ["x", "x#2", "x#3", "x#4"]
 
 
 def test_limit_keeps_the_first_examples_and_stops_reading(tmp_path):
@@ -81,11 +111,20 @@ def test_hold_out_is_a_seeded_share_of_the_training_split(tmp_path):
     assert limited.summary["splits"]["validation"]["examples"] == 2
 
 
-def test_hold_out_leaves_a_validation_split_alone(tmp_path):
+def test_hold_out_leaves_a_validation_split_alone_and_says_so(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("crosskd"), "propagate", True)
     write_lines(tmp_path / "train.jsonl", ROWS)
     write_lines(tmp_path / "validation.jsonl", ROWS[:1])
     examples = prepare_examples(tmp_path, QA, validation_fraction=0.5).examples
     assert (len(examples["train"]), len(examples["validation"])) == (10, 1)
+    assert "--validation_fraction is ignored" in caplog.text
+
+
+def test_there_is_nothing_to_hold_out_of_a_test_split_or_one_example(tmp_path):
+    with pytest.raises(UsageError, match=r"--validation_fraction: got 'no training split in .*only test'"):
+        prepare_examples(write_lines(tmp_path / "test.jsonl", ROWS), QA, validation_fraction=0.5)
+    with pytest.raises(UsageError, match="--validation_fraction: got '1 training examples'; expected at least 2"):
+        prepare_examples(write_lines(tmp_path / "rows.jsonl", ROWS[:1]), QA, validation_fraction=0.5)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +143,21 @@ def test_hold_out_leaves_a_validation_split_alone(tmp_path):
 def test_options_that_cannot_be_are_named(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         prepare_examples(write_lines(tmp_path / "rows.jsonl", ROWS), QA, **options)
+
+
+def test_half_a_character_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**ROWS[0], "answer": "\ud83d"}))
+    with pytest.raises(UsageError, match=r"rows\.jsonl \(train\), id 'q0': got .*half of a character"):
+        prepare_examples(path, QA)
+
+
+def test_data_are_told_apart_by_their_content(tmp_path):
+    """`datasets` caches what it computes from saved data under their fingerprint."""
+    path = write_lines(tmp_path / "rows.jsonl", ROWS)
+    first, again = (prepare_examples(path, QA).examples["train"] for _ in range(2))
+    other = prepare_examples(path, QA, limit=9).examples["train"]
+    assert first._fingerprint == again._fingerprint != other._fingerprint
 
 
 def test_saved_examples_load_with_plain_datasets_and_nothing_else_is_written(tmp_path, capfd):
@@ -127,7 +181,7 @@ def test_an_empty_folder_is_filled_and_another_is_not(tmp_path, monkeypatch):
     for taken in (tmp_path / "empty", tmp_path / "rows.jsonl"):
         with pytest.raises(UsageError, match="exists: expected a new or an empty folder"):
             save_prepared(prepared, taken)
-    monkeypatch.setattr("crosskd.data.prepare.write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("crosskd.data.storage.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_prepared(prepared, tmp_path / "broken")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "rows.jsonl"]

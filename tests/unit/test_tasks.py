@@ -35,6 +35,17 @@ def test_the_five_tasks_have_their_formats():
     assert [TASKS[name].answer_cue for name in ("qa", "summary")] == ["Answer:", "Summary:"]
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("qed", "qa"), ("QED", "qa"), ("fairytaleqa", "qa_generative"), ("FairytaleQA", "qa_generative"),
+        ("DialogSum", "summary_dialogue"), ("pubmedqa", "qa_medical"), ("QA", "qa"),
+    ],
+)  # fmt: skip
+def test_tasks_are_found_by_the_names_of_their_data_sets(name, task):
+    assert load_task(name) is TASKS[task]
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_shots_fill_every_field_and_keep_the_limit_of_the_system_text(name):
     task = TASKS[name]
@@ -86,6 +97,8 @@ def test_metrics_and_shots_may_be_left_out_and_braces_escaped(tmp_path):
         ("answer: blue", "answer: [blue]", "shot 1: answer: got 'list'; expected text"),
         ("[exact_match]", "[exact_mach]", r"unknown metric 'exact_mach': did you mean 'exact_match'\?"),
         ("[exact_match]", "f1", "metrics: got 'str'; expected a list"),
+        ("[exact_match]", "[]", "metrics: got 'none'; expected at least one of f1"),
+        ("answer: blue", "answer: yes", r"shot 1: answer: got 'bool'; expected text \(put it in quotes\)"),
         ("metrics: [", "metrics: ]", r"line \d+ is not YAML"),
     ],
 )
@@ -99,12 +112,17 @@ def test_mistakes_in_a_task_file_are_named(tmp_path, old, new, message):
 def test_other_files_and_names_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"unknown task 'summry'.*did you mean 'summary'\?"):
         load_task("summry")
+    with pytest.raises(UsageError, match=r"unknown task 'FairyTale-QA'.*did you mean 'fairytaleqa'\?"):
+        load_task("FairyTale-QA")
     with pytest.raises(UsageError, match=r"there is no task file .*none\.yaml"):
         load_task(tmp_path / "none.yaml")
     with pytest.raises(UsageError, match="got 'list'; expected a mapping"):
         load_task(write(tmp_path, "- a"))
     with pytest.raises(UsageError, match="has no placeholder"):
         load_task(write(tmp_path, "{system: a, format: 'Answer:'}"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(UsageError, match="is not a text file"):
+        load_task(tmp_path / "folder.yaml")
     (tmp_path / "colours.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not a text file"):
         load_task(tmp_path / "colours.yaml")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -13,7 +15,7 @@ from crosskd.cli.console import output, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import prepare_examples, save_prepared
 from crosskd.errors import UsageError
-from crosskd.files import prepare_output_folder
+from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.text.tasks import load_task
 
 logger = logging.getLogger(__name__)
@@ -28,11 +30,14 @@ class PrepareArguments:
 
     data: str = field(
         metadata={
-            "help": "JSON, JSON Lines, CSV, TSV, Parquet or Arrow file, a folder of them, a hub id, or sample:qed"
+            "help": "JSON, JSON Lines, CSV, TSV, Parquet or Arrow file, a folder of them, a hub id (owner/name or "
+            "owner/name:configuration), or sample:qed"
         }
     )
     output: str = field(metadata={"help": "folder to write"})
-    task: str = field(default="qa", metadata={"help": "name of a task, or a YAML file with one of your own"})
+    task: str = field(
+        default="qa", metadata={"help": "name of a task or of its data set, or a YAML file with one of your own"}
+    )
     map: list[str] | None = field(
         default=None, metadata={"help": "columns under other names, as old=new: --map body=context headline=title"}
     )
@@ -53,8 +58,10 @@ class PrepareArguments:
 
 def run(words: Sequence[str]) -> None:
     """Prepare the examples, write them, and show what was kept and dropped."""
-    (arguments,) = VerbParser("prepare", DESCRIPTION, [PrepareArguments]).parse(words)
+    (arguments,) = VerbParser("prepare", DESCRIPTION, [PrepareArguments]).parse(_with_one_map(words))
     start_logging()
+    check_output_folder(arguments.output, overwrite=arguments.overwrite)
+    _check_apart(arguments.data, arguments.output)
     prepared = prepare_examples(
         arguments.data,
         load_task(arguments.task),
@@ -73,21 +80,78 @@ def run(words: Sequence[str]) -> None:
 
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
-    """Read ``old=new`` pairs."""
+    """Read ``old=new`` pairs, or JSON objects of them (what a mapping in a YAML file becomes).
+
+    Raises:
+        UsageError: A pair is neither, or a column is mapped to two fields.
+    """
     mapping: dict[str, str] = {}
     for pair in pairs:
-        old, equals, new = pair.partition("=")
-        if not (old and equals and new):
-            raise UsageError("--map", got=pair, expected="old=new")
-        mapping[old] = new
+        for old, new in _pairs(pair):
+            if mapping.setdefault(old, new) != new:
+                raise UsageError(f"--map {old}={new}: {old!r} is mapped to {mapping[old]!r} already")
     return mapping
 
 
-def _show(summary: dict, folder: Path) -> None:
-    table = Table("split", "examples", "dropped", title=f"examples in {folder}", title_justify="left")
+def _pairs(word: str) -> list[tuple[str, str]]:
+    if word.startswith("{"):
+        try:
+            pairs = [(str(old), str(new)) for old, new in json.loads(word).items()]
+        except json.JSONDecodeError as error:
+            raise UsageError("--map", got=word, expected="old=new") from error
+    else:
+        old, _, new = word.rpartition("=")
+        pairs = [(old.strip(), new.strip())]
+    if not all(old and new for old, new in pairs):
+        raise UsageError("--map", got=word, expected="old=new")
+    return pairs
+
+
+def _with_one_map(words: Sequence[str]) -> list[str]:
+    """Gather ``--map a=b --map c=d`` into one flag: argparse would keep the last one only."""
+    others: list[str] = []
+    pairs: list[str] = []
+    mapping = False
+    for word in words:
+        if word.startswith("-"):
+            mapping = word.split("=")[0] == "--map"
+            if not mapping:
+                others.append(word)
+            elif "=" in word:
+                pairs.append(word.partition("=")[2])
+        else:
+            (pairs if mapping else others).append(word)
+    return [*others, "--map", *pairs] if pairs else list(words)
+
+
+def _check_apart(data: str, output: str) -> None:
+    source, folder = Path(data).resolve(), Path(output).resolve()
+    if source.exists() and (source == folder or folder in source.parents):
+        raise UsageError(f"--output {output}", got="the folder that holds --data", expected="another folder")
+
+
+def _show(summary: Mapping[str, Any], folder: Path) -> None:
+    table = Table("split", "rows", "examples", "dropped", title=f"examples in {folder}", title_justify="left")
     for split, counts in summary["splits"].items():
-        dropped = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items() if count) or "none"
         if counts.get("without_teacher_answer"):
             logger.warning("%s: %d examples have no answer of the teacher", split, counts["without_teacher_answer"])
-        table.add_row(split, str(counts["examples"]), dropped)
+        table.add_row(split, str(counts["rows"]), str(counts["examples"]), _dropped(counts))
     output.print(table)
+    output.print(_columns(summary["splits"]), highlight=False, markup=False)
+
+
+def _dropped(counts: Mapping[str, Any]) -> str:
+    """What was dropped and why, in words."""
+    reasons = {reason: f"{count} {reason}" for reason, count in counts["dropped"].items() if count}
+    if counts["joined_answers"]:
+        reasons["duplicate"] += f" (answers kept as references: {counts['joined_answers']})"
+    return ", ".join(reasons.values()) or "none"
+
+
+def _columns(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which columns of the data the fields of the examples were taken from."""
+    taken: dict[str, dict[str, None]] = {}
+    for counts in splits.values():
+        for name, columns in counts["columns"].items():
+            taken.setdefault(name, {}).update(dict.fromkeys([columns] if isinstance(columns, str) else columns))
+    return "columns: " + ", ".join(f"{name} from {' and '.join(columns)}" for name, columns in taken.items() if columns)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crosskd.data.readers import READERS, Row
+from crosskd.data.readers import READERS, Row, reader_of
+from crosskd.data.sources import Splits
 from crosskd.errors import UsageError
 
 _IDS = ("id", "example_id")
@@ -77,7 +78,7 @@ def read_answers(path: str | Path) -> GivenAnswers:
             answers.
     """
     path = Path(path)
-    read = READERS.get(path.suffix.lower())
+    read = reader_of(path)
     if read is None or not path.is_file():
         raise UsageError(
             f"--answers {path}", got="no such file" if read else f"a file of the kind {path.suffix!r}",
@@ -92,6 +93,40 @@ def read_answers(path: str | Path) -> GivenAnswers:
     ids = [_cell(row, _IDS, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
     _check_unambiguous(path, ids, texts)
     return GivenAnswers(path, texts, ids)
+
+
+def with_answers(splits: Splits, given: GivenAnswers | None) -> Splits:
+    """Splits whose rows have the answers without ids: those of the training split, or of the only one.
+
+    Raises:
+        UsageError: There are several splits, and none to train on.
+    """
+    if given is None or given.ids is not None:
+        return splits
+    name = next(iter(splits)) if len(splits) == 1 else "train"
+    if name not in splits:
+        raise UsageError(
+            f"--answers {given.path}", got="answers without ids, and no training split", fix="choose one with --split"
+        )
+    rows = splits[name]
+    return {**splits, name: lambda: given.in_order(rows())}
+
+
+def give_answers(kept: Mapping[str, list[Row]], given: GivenAnswers | None) -> None:
+    """Give examples the answers that have ids; see `GivenAnswers.by_id`.
+
+    Raises:
+        UsageError: No answer belongs to an example.
+    """
+    if given is None or given.ids is None:
+        return
+    examples = [row for rows in kept.values() for row in rows]
+    if given.by_id(examples) == 0:
+        raise UsageError(
+            f"--answers {given.path}",
+            got=f"no id of an example; the first is {given.ids[0]!r}",
+            expected=f"ids such as {examples[0]['id']!r}",
+        )
 
 
 def _cell(row: Row, names: tuple[str, ...], place: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORED = -100
 
@@ -45,3 +45,35 @@ def collate_answers(
         "position_ids": positions[:, :-1],
         "labels": labels,
     }
+
+
+def collate_encoder_decoder(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_token_id: int, decoder_start_id: int
+) -> dict[str, Tensor]:
+    """Prompts for the encoder and answers for the decoder, both right-padded: answers start in column 0.
+
+    The decoder reads its start token and the answer without its last token, so that column t predicts answer token t.
+
+    Args:
+        prompts: Token ids of each prompt, none empty.
+        answers: Token ids of each answer, none empty.
+        pad_token_id: Fills what is masked, or follows an answer.
+        decoder_start_id: The token with which the decoder starts.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` (B, P), int64; ``decoder_input_ids`` (B, A), int64; ``labels`` (B, A), int64,
+        -100 beyond each answer.
+    """
+    ids = _right_padded(prompts, pad_token_id)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+        "decoder_input_ids": _right_padded([[decoder_start_id, *answer[:-1]] for answer in answers], pad_token_id),
+        "labels": _right_padded(answers, IGNORED),
+    }
+
+
+def _right_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +46,9 @@ class Columns:
     answers: tuple[str, ...]
 
     def example(self, row: Row, place: str) -> dict[str, Any]:
-        """The fields of a row, as text; what is absent is empty, and ``answers`` lists each reference once.
+        """The fields of a row, as text without white space at its ends; what is absent is empty.
+
+        ``answers`` lists each reference once.
 
         Args:
             row: A row of the data.
@@ -56,89 +57,88 @@ class Columns:
         Raises:
             UsageError: A cell is neither text nor a number, or references are nested or of mixed types.
         """
-        texts = {name: _text(row.get(column), f"{place}, column {column!r}") for name, column in self.fields.items()}
-        answers = [
-            text for column in self.answers for text in _references(row.get(column), f"{place}, column {column!r}")
-        ]
-        empty = {"id": "", "title": "", "context": "", "question": ""}
-        return {**empty, **texts, "answers": list(dict.fromkeys(answers))}
+        example: dict[str, Any] = {"id": "", "title": "", "context": "", "question": ""}
+        for name, column in self.fields.items():
+            value = row.get(column)
+            example[name] = value.strip() if isinstance(value, str) else _text(value, f"{place}, column {column!r}")
+        answers: list[str] = []
+        for column in self.answers:
+            if row.get(column) is not None:
+                answers += _references(row[column], f"{place}, column {column!r}")
+        example["answers"] = list(dict.fromkeys(answers))
+        return example
 
 
 def find_columns(
-    row: Row, task: Task, mapping: Mapping[str, str] | None, where: str, *, unlabelled: bool = False
+    header: Sequence[str], task: Task, mapping: Mapping[str, str] | None, where: str, *, answers_needed: bool = True
 ) -> Columns:
-    """Decide by the first row of the data which column holds what.
+    """Decide which column holds what.
 
     A mapping goes before the field's own name, and that before the names that well-known data sets use. Tasks with a
     question take answers; tasks without one take summaries, or answers where there are none.
 
     Args:
-        row: The first row.
+        header: Names of the columns.
         task: Says which fields are needed.
         mapping: Column to field, out of `TARGETS`; several columns may be ``answers``.
         where: What messages call the data.
-        unlabelled: No column with answers is needed.
+        answers_needed: It is an error if no column holds answers.
 
     Raises:
         UsageError: The mapping names a column that is missing or a field that does not exist, or gives one field
             twice; or a needed column is missing.
     """
-    mapped = _mapped(row, mapping or {}, where)
+    mapped = _mapped(header, mapping or {}, where)
     fields: dict[str, str] = {}
     for field, names in _KNOWN.items():
-        found = mapped.get(field) or [name for name in names if name in row and name not in (mapping or {})]
+        found = mapped.get(field) or [name for name in names if name in header and name not in (mapping or {})]
         if found:
             fields[field] = found[0]
         elif field in task.fields and field != "title":
-            raise _missing(field, names, row, where)
-    return Columns(fields, _answer_columns(row, task, mapped, mapping or {}, where, unlabelled))
+            raise _missing(field, names, header, where)
+    answers = _answer_columns([name for name in header if name not in (mapping or {})], task, mapped, mapping or {})
+    if not answers and answers_needed:
+        raise _missing("answers", [name for group in _answer_groups(task) for name in group], header, where)
+    return Columns(fields, answers)
+
+
+def _answer_groups(task: Task) -> tuple[tuple[str, ...], ...]:
+    return (_ANSWERS,) if "question" in task.fields else (_SUMMARIES, _ANSWERS)
 
 
 def _answer_columns(
-    row: Row,
-    task: Task,
-    mapped: Mapping[str, list[str]],
-    mapping: Mapping[str, str],
-    where: str,
-    unlabelled: bool,
+    free: Sequence[str], task: Task, mapped: Mapping[str, list[str]], mapping: Mapping[str, str]
 ) -> tuple[str, ...]:
-    free = [name for name in row if name not in mapping]
     if "answer" in mapped or "answers" in mapped:
         own = {name: [name] if name in free else [] for name in ("answer", "answers")}
         return tuple(column for name in own for column in mapped.get(name, own[name]))
-    groups = (_ANSWERS,) if "question" in task.fields else (_SUMMARIES, _ANSWERS)
-    for group in groups:
+    for group in _answer_groups(task):
         if any(name in free for name in group):
-            # Rows of JSON Lines may have further references under names that the first row lacks.
+            # Rows of JSON Lines may have further references under names that the first rows lack.
             return tuple(name for name in group if name not in mapping)
-    if unlabelled:
-        return ()
-    raise _missing("answers", [name for group in groups for name in group], row, where)
+    return ()
 
 
-def _mapped(row: Row, mapping: Mapping[str, str], where: str) -> dict[str, list[str]]:
+def _mapped(header: Sequence[str], mapping: Mapping[str, str], where: str) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {}
     for old, new in mapping.items():
         if new not in TARGETS:
             raise UsageError(f"--map {old}={new}: there is no field {new!r}", fix=did_you_mean(new, TARGETS))
-        if old not in row:
-            raise UsageError(f"--map {old}={new}: {where} has no column {old!r}", expected=_listed(row))
+        if old not in header:
+            expected = "one of " + ", ".join(header)
+            raise UsageError(f"--map {old}={new}: {where} has no column {old!r}", expected=expected)
         if columns.get(new) and new != "answers":
             raise UsageError(f"--map {old}={new}: {columns[new][0]!r} is mapped to {new!r} already")
         columns.setdefault(new, []).append(old)
     return columns
 
 
-def _missing(field: str, names: Sequence[str], row: Row, where: str) -> UsageError:
+def _missing(field: str, names: Sequence[str], header: Sequence[str], where: str) -> UsageError:
     return UsageError(
         f"{where} has no column for {field!r}",
-        expected=f"one named {' or '.join(names[:4])}; the columns there are: {', '.join(row) or 'none'}",
+        expected=f"one named {' or '.join(names[:4])}; the columns there are: {', '.join(header) or 'none'}",
         fix=f"name yours with --map <column>={field}",
     )
-
-
-def _listed(row: Row) -> str:
-    return "one of " + ", ".join(row)
 
 
 def _text(value: object, place: str) -> str:
@@ -146,30 +146,28 @@ def _text(value: object, place: str) -> str:
     if isinstance(value, Mapping) and "contexts" in value:
         value = value["contexts"]
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return " ".join(value)
+        return " ".join(value).strip()
     if value is None or value != value:  # not a number: how data frames write an empty cell
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UsageError(place, got=_kind(value), expected="text")
-    return str(value)
+    return str(value).strip()
 
 
 def _references(value: object, place: str) -> list[str]:
     """References of a cell, without empty ones.
 
-    A cell may be a text, a list of texts (also as JSON inside a CSV cell), SQuAD's ``{"text": [...]}``, or QED's list
-    of answers, each a list of spans ``{"string": ...}`` that are joined by ``", "``; a flat list of spans is a list of
-    answers.
+    A cell may be a text, a list of texts, SQuAD's ``{"text": [...]}``, or QED's list of answers, each a list of spans
+    ``{"string": ...}`` that are joined by ``", "``; a flat list of spans is a list of answers.
     """
     if isinstance(value, Mapping):
         value = next((value[key] for key in ("text", "string") if key in value), [value])
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _json_list(value)
     if not isinstance(value, list):
         value = [_text(value, place)]
-    texts = [_spans(item) for item in value]
+    given = [item for item in value if item is not None]
+    texts = [_spans(item) for item in given]
     if any(text is None for text in texts):
-        raise UsageError(place, got=_kinds(value), expected="references that are all text")
+        raise UsageError(place, got=_kinds(given), expected="references that are all text")
     return [text.strip() for text in texts if text and text.strip()]
 
 
@@ -182,14 +180,6 @@ def _spans(item: object) -> str | None:
         parts = [_spans(part) for part in item]
         return None if None in parts else ", ".join(part for part in parts if part)
     return None
-
-
-def _json_list(text: str) -> object:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else text
 
 
 def _kinds(values: Iterable[object]) -> str:

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict
 
 from crosskd import __version__
-from crosskd.data.answers_merge import GivenAnswers, read_answers
-from crosskd.data.cleaning import REASONS, read_split
-from crosskd.data.quiet import without_progress_bars
+from crosskd.data.answers_merge import give_answers, read_answers, with_answers
+from crosskd.data.cleaning import OVER_LIMIT, Rules, read_split
+from crosskd.data.hold_out import hold_out, holds_out
 from crosskd.data.readers import Row
-from crosskd.data.sources import Splits, open_source
+from crosskd.data.sources import Splits, open_source, split_name
+from crosskd.data.storage import SUMMARY_FILE, TEXTS, Prepared, examples_dataset, save_prepared, saved_examples
 from crosskd.errors import UsageError, did_you_mean
-from crosskd.files import write_json
-from crosskd.text.tasks import TASKS, Task
+from crosskd.text.tasks import Task, load_task
 
-SUMMARY_FILE = "prepare_summary.json"
-_TEXTS = ("id", "title", "context", "question")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Examples, and how they came about.
-
-    Attributes:
-        examples: Splits with the columns ``id``, ``title``, ``context``, ``question`` (text), ``answers`` (list of
-            text, the training label first) and, where the data have it, ``teacher_answer``.
-        summary: Source, settings and, under ``splits``, for each split ``rows`` read, ``examples`` kept, rows
-            ``dropped`` by reason, and the ``columns`` that the fields were taken from.
-    """
-
-    examples: DatasetDict
-    summary: dict[str, Any]
+__all__ = ["SUMMARY_FILE", "Prepared", "load_examples", "load_splits", "prepare_examples", "save_prepared"]
 
 
 def prepare_examples(
@@ -59,8 +38,9 @@ def prepare_examples(
     """Turn a user's data into examples.
 
     Rows without an answer, context or question (where the task has them), rows that repeat the context and question of
-    an earlier row of their split, and rows with a longer context than ``max_characters`` are dropped and counted. Text
-    is left as it is, but for white space at both ends.
+    an earlier row of their split, and rows with a longer context than ``max_characters`` are dropped and counted. The
+    answers of a repeated row become further references of the example that is there. Text is left as it is, but for
+    white space at both ends.
 
     Args:
         source: File, folder, ``sample:<name>`` or hub id (see `crosskd.data.sources.open_source`).
@@ -77,67 +57,36 @@ def prepare_examples(
         unlabelled: Keep rows without an answer, with an empty list of ``answers``.
 
     Returns:
-        Examples and summary. A split that loses all its rows (such as a test split without labels) is left out.
+        Examples and summary. A split without rows, or that loses all its rows (such as a test split without labels), is
+        left out of the examples, and stands in the summary.
 
     Raises:
         UsageError: The source or one of its columns or splits is missing or cannot be read, a cell is of a wrong kind,
             an option is out of range, or no example remains.
     """
     _check_options(limit, max_characters, validation_fraction)
+    split = split_name(split) if split else None
     splits = _chosen(open_source(source, split), split, str(source))
-    held_out = validation_fraction is not None and "train" in splits and "validation" not in splits
+    held_out = validation_fraction is not None and holds_out(splits, str(source))
     given = None if answers is None else read_answers(answers)
-    splits = _with_answers(splits, given)
-    kept: dict[str, list[Row]] = {}
-    counts: dict[str, dict[str, Any]] = {}
-    for name, rows in splits.items():
-        where = f"{source} ({name})"
-        stop = None if held_out and name == "train" else limit
-        kept[name], counts[name] = read_split(rows(), task, mapping, where, stop, max_characters, unlabelled=unlabelled)
-    if not any(kept.values()):
-        raise _nothing_left(str(source), counts)
-    _give_answers(kept, given)
-    if validation_fraction is not None and held_out:
-        _hold_out(kept, counts, validation_fraction, seed)
-    examples = DatasetDict({name: _dataset(rows[:limit]) for name, rows in kept.items() if rows})
+    kept, counts = _read(
+        with_answers(splits, given),
+        Rules(task, mapping, max_characters, unlabelled),
+        str(source),
+        {name: None if held_out and name == "train" else limit for name in splits},
+    )
+    give_answers(kept, given)
+    if held_out:
+        assert validation_fraction is not None
+        hold_out(kept, counts, validation_fraction, seed)
+    _cut(kept, counts, limit)
+    examples = DatasetDict({name: examples_dataset(rows, f"{source} ({name})") for name, rows in kept.items() if rows})
     _count(examples, counts)
     settings = {"mapping": dict(mapping or {}), "split": split, "limit": limit, "max_characters": max_characters}
     settings |= {"validation_fraction": validation_fraction, "seed": seed, "unlabelled": unlabelled}
     settings |= {"answers": None if answers is None else str(answers)}
     summary = {"source": str(source), "task": task.name, **settings, "splits": counts, "crosskd_version": __version__}
     return Prepared(examples, summary)
-
-
-def save_prepared(prepared: Prepared, output: str | Path) -> Path:
-    """Write examples as an Arrow data set that ``datasets.load_from_disk`` reads, with its summary beside it.
-
-    All is written into a sibling folder that takes the place of ``output`` at the end.
-
-    Args:
-        prepared: What `prepare_examples` returned.
-        output: The folder; it must be absent or empty.
-
-    Returns:
-        ``output``.
-
-    Raises:
-        UsageError: ``output`` is a file, or a folder that is not empty.
-    """
-    folder = Path(output)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"output {folder} exists", expected="a new or an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        with without_progress_bars():
-            prepared.examples.save_to_disk(str(beside))
-        write_json(beside / SUMMARY_FILE, prepared.summary)
-        if folder.is_dir():
-            folder.rmdir()
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
 
 
 def load_examples(path_or_sample: str | Path, split: str) -> Dataset:
@@ -158,7 +107,7 @@ def load_examples(path_or_sample: str | Path, split: str) -> Dataset:
     if split not in examples:
         raise UsageError(f"{name} has no split {split!r}", fix=did_you_mean(split, map(str, examples)))
     dataset = examples[split]
-    missing = [column for column in (*_TEXTS, "answers") if column not in dataset.column_names]
+    missing = [column for column in (*TEXTS, "answers") if column not in dataset.column_names]
     if missing:
         raise UsageError(
             f"{name} has no column {missing[0]!r}",
@@ -171,26 +120,10 @@ def load_examples(path_or_sample: str | Path, split: str) -> Dataset:
 def load_splits(path_or_sample: str | Path) -> DatasetDict:
     """All splits of prepared examples; see `load_examples`."""
     name = str(path_or_sample)
-    return _prepared_sample(name) if name.startswith("sample:") else _saved_examples(Path(name))
-
-
-def _saved_examples(folder: Path) -> DatasetDict:
-    if not folder.exists():
-        raise UsageError(f"there is no folder {folder}", expected="examples written by `crosskd prepare`")
-    if not (folder / "dataset_dict.json").exists():
-        raise UsageError(f"{folder} does not hold prepared examples", fix="run `crosskd prepare` on it first")
-    try:
-        with without_progress_bars():
-            saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder} cannot be read: {error}", fix="run `crosskd prepare` again") from error
-    assert isinstance(saved, DatasetDict)
-    return saved
-
-
-def _prepared_sample(name: str) -> DatasetDict:
-    task = {"sample:qed": "qa", "sample:fairytaleqa": "qa_generative"}.get(name, "qa")
-    return prepare_examples(name, TASKS[task]).examples
+    if name.startswith("sample:"):
+        task = "fairytaleqa" if name == "sample:fairytaleqa" else "qed"
+        return prepare_examples(name, load_task(task)).examples
+    return saved_examples(Path(name))
 
 
 def _check_options(limit: int | None, max_characters: int | None, validation_fraction: float | None) -> None:
@@ -201,36 +134,27 @@ def _check_options(limit: int | None, max_characters: int | None, validation_fra
         raise UsageError("--validation_fraction", got=validation_fraction, expected="a number between 0 and 1")
 
 
+def _read(
+    splits: Splits, rules: Rules, source: str, limits: Mapping[str, int | None]
+) -> tuple[dict[str, list[Row]], dict[str, dict[str, Any]]]:
+    """Examples and counts of every split."""
+    kept: dict[str, list[Row]] = {}
+    counts: dict[str, dict[str, Any]] = {}
+    for name, rows in splits.items():
+        # A test split may lack the column of answers that the splits before it have.
+        needed = not any(kept.values()) and not rules.unlabelled
+        where = f"{source} ({name})"
+        kept[name], counts[name] = read_split(rows(), rules, where, limits[name], answers_needed=needed)
+    if not any(kept.values()):
+        raise _nothing_left(source, counts)
+    return kept, counts
+
+
 def _count(examples: DatasetDict, counts: dict[str, dict[str, Any]]) -> None:
     for name, dataset in examples.items():
         counts[str(name)]["examples"] = len(dataset)
         if "teacher_answer" in dataset.column_names:
             counts[str(name)]["without_teacher_answer"] = sum(not answer for answer in dataset["teacher_answer"])
-
-
-def _with_answers(splits: Splits, given: GivenAnswers | None) -> Splits:
-    """The split that answers without ids are for, with them: the training split, or the only one."""
-    if given is None or given.ids is not None:
-        return splits
-    name = next(iter(splits)) if len(splits) == 1 else "train"
-    if name not in splits:
-        raise UsageError(
-            f"--answers {given.path}", got="answers without ids, and no training split", fix="choose one with --split"
-        )
-    rows = splits[name]
-    return {**splits, name: lambda: given.in_order(rows())}
-
-
-def _give_answers(kept: Mapping[str, list[Row]], given: GivenAnswers | None) -> None:
-    if given is None or given.ids is None:
-        return
-    examples = [row for rows in kept.values() for row in rows]
-    if given.by_id(examples) == 0:
-        raise UsageError(
-            f"--answers {given.path}",
-            got=f"no id of an example; the first is {given.ids[0]!r}",
-            expected=f"ids such as {examples[0]['id']!r}",
-        )
 
 
 def _chosen(splits: Splits, split: str | None, source: str) -> Splits:
@@ -245,23 +169,15 @@ def _nothing_left(source: str, counts: Mapping[str, Mapping[str, Any]]) -> Usage
     dropped = Counter()
     for split in counts.values():
         dropped.update(split["dropped"])
+    if not dropped.total():
+        return UsageError(f"{source} ({', '.join(counts)}) holds no rows")
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
     return UsageError(f"{source}: no example is left of {dropped.total()} rows", got=f"dropped: {reasons}")
 
 
-def _hold_out(kept: dict[str, list[Row]], counts: dict[str, dict[str, Any]], fraction: float, seed: int) -> None:
-    rows = kept["train"]
-    if len(rows) < 2:
-        raise UsageError("--validation_fraction", got=f"{len(rows)} training examples", expected="at least 2")
-    size = min(len(rows) - 1, max(1, round(len(rows) * fraction)))
-    held = set(random.Random(seed).sample(range(len(rows)), size))
-    kept["validation"] = [row for index, row in enumerate(rows) if index in held]
-    kept["train"] = [row for index, row in enumerate(rows) if index not in held]
-    counts["validation"] = {**counts["train"], "rows": 0, "dropped": dict.fromkeys(REASONS, 0), "held_out_of": "train"}
-
-
-def _dataset(rows: list[Row]) -> Dataset:
-    names = list(_TEXTS) + (["teacher_answer"] if any(row.get("teacher_answer") for row in rows) else [])
-    features = Features({name: Value("string") for name in names} | {"answers": datasets.List(Value("string"))})
-    columns = {name: [row.get(name, "") for row in rows] for name in features}
-    return Dataset.from_dict(columns, features=features)
+def _cut(kept: dict[str, list[Row]], counts: dict[str, dict[str, Any]], limit: int | None) -> None:
+    """Hold the limit also in splits that were read to their end."""
+    for name, rows in kept.items():
+        if limit is not None and len(rows) > limit:
+            counts[name]["dropped"][OVER_LIMIT] += len(rows) - limit
+            del rows[limit:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from crosskd.data.quiet import without_progress_bars
-from crosskd.data.readers import READERS, Row, first_line, json_splits
+from crosskd.data.readers import READERS, Row, first_line, json_parts, kind_of, reader_of
 from crosskd.errors import UsageError, did_you_mean
 
 Splits = dict[str, Callable[[], Iterator[Row]]]
@@ -25,6 +25,8 @@ _SPLIT_NAMES = {
     "dev": "validation", "eval": "validation", "test": "test",
 }  # fmt: skip
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
+_SHARD = re.compile(r"[-_.]\d+([-_.]of[-_.]\d+)?$")
+_ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "state.json", "prepare_summary.json")
 
 
 def open_source(source: str | Path, split: str | None = None) -> Splits:
@@ -51,9 +53,14 @@ def open_source(source: str | Path, split: str | None = None) -> Splits:
         return _open_folder(path)
     if path.exists():
         return _open_file(path, split)
-    if path.suffix.lower() in READERS or not _HUB_ID.fullmatch(name):
+    if kind_of(path) in READERS or not _HUB_ID.fullmatch(name):
         raise UsageError(f"there is no file or folder {name}")
     return _open_hub(name)
+
+
+def split_name(name: str) -> str:
+    """The name that a split has here: ``validation`` for ``dev``, ``val``, ...; others keep theirs."""
+    return _SPLIT_NAMES.get(name.lower(), name)
 
 
 def sample_folder(name: str) -> Path:
@@ -65,36 +72,42 @@ def sample_folder(name: str) -> Path:
 
 
 def _open_file(path: Path, split: str | None) -> Splits:
-    read = READERS.get(path.suffix.lower())
+    read = reader_of(path)
     if read is None:
         kinds = ", ".join(READERS)
         raise UsageError(f"{path} is of an unknown kind", got=path.suffix or "no ending", expected=f"one of {kinds}")
-    if path.suffix.lower() == ".json":
-        parts = json_splits(path)
-        if parts is not None:
-            return {_split_name(name) or name: _iterator(rows) for name, rows in parts.items()}
-    return {_split_name(path.stem) or split or "train": lambda: read(path)}
+    lone = _split_of_file(path) or split or "train"
+    if kind_of(path) == ".json":
+        return _in_order({lone if name is None else split_name(name): rows for name, rows in json_parts(path).items()})
+    return {lone: lambda: read(path)}
 
 
 def _open_folder(folder: Path) -> Splits:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _open_saved(folder)
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS and path.is_file())
+    entries = sorted(folder.iterdir())
+    files = [path for path in entries if path.is_file() and reader_of(path) and path.name not in _ABOUT_DATA]
     named: dict[str, list[Path]] = {}
     for path in files:
-        name = _split_name(path.stem)
+        name = _split_of_file(path)
         if name:
             named.setdefault(name, []).append(path)
     if named:
-        return {name: _chain(named[name]) for name in _in_order(named)}
+        return _in_order({name: _chain(paths) for name, paths in named.items()})
     if len(files) == 1:
         return _open_file(files[0], None)
     found = ", ".join(path.name for path in files) or "no data files"
-    raise UsageError(f"folder {folder}", got=found, expected="files named after splits, such as train.jsonl")
+    folders = ", ".join(path.name for path in entries if path.is_dir())
+    raise UsageError(
+        f"folder {folder}",
+        got=found,
+        expected="files named after splits, such as train.jsonl",
+        fix=f"or give one of the folders in it: {folders}" if folders else None,
+    )
 
 
 def _chain(paths: Sequence[Path]) -> Callable[[], Iterator[Row]]:
-    return lambda: itertools.chain.from_iterable(READERS[path.suffix.lower()](path) for path in paths)
+    return lambda: itertools.chain.from_iterable(READERS[kind_of(path)](path) for path in paths)
 
 
 def _open_saved(folder: Path) -> Splits:
@@ -112,6 +125,13 @@ def _open_hub(name: str) -> Splits:
         with without_progress_bars():
             loaded = datasets.load_dataset(repository, configuration or None)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        configurations = re.search(r"available configs: \[(.*?)\]", str(error))
+        if configurations:
+            raise UsageError(
+                f"{name} has several configurations",
+                expected=f"one of {configurations[1]}",
+                fix=f"choose with {repository}:<configuration>",
+            ) from error
         raise UsageError(
             f"{name} is neither a file nor a hub data set within reach: {first_line(error)}",
             fix="check the spelling and the connection, or give a file",
@@ -119,19 +139,34 @@ def _open_hub(name: str) -> Splits:
     return _of_datasets(loaded)
 
 
-def _of_datasets(splits: Mapping[Any, Iterable[Any]]) -> Splits:
-    names = {_split_name(str(name)) or str(name): dataset for name, dataset in splits.items()}
-    return {name: _iterator(names[name]) for name in _in_order(names)}
+def _of_datasets(splits: Mapping[Any, Any]) -> Splits:
+    return _in_order({split_name(str(name)): _rows_of(dataset) for name, dataset in splits.items()})
 
 
-def _iterator(rows: Iterable[Any]) -> Callable[[], Iterator[Row]]:
-    return lambda: iter(rows)
+def _rows_of(dataset: datasets.Dataset) -> Callable[[], Iterator[Row]]:
+    """Rows as they are stored, so that images and sounds beside the texts are not decoded; classes by their names."""
+    classes = {
+        column: feature for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)
+    }
+
+    def rows() -> Iterator[Row]:
+        for table in dataset.with_format("arrow").iter(batch_size=1000):
+            for row in table.to_pylist():  # pyright: ignore[reportAttributeAccessIssue]
+                for column, feature in classes.items():
+                    row[column] = None if row[column] in (None, -1) else feature.int2str(row[column])
+                yield row
+
+    return rows
 
 
-def _split_name(stem: str) -> str | None:
-    return _SPLIT_NAMES.get(re.split(r"[-_.]", stem.lower(), maxsplit=1)[0])
+def _split_of_file(path: Path) -> str | None:
+    """The split that the first or the last part of a file's name tells: ``train-00000-of-00002``, ``qed-dev``."""
+    stem = path.name.lower().removesuffix(".gz").removesuffix(kind_of(path))
+    parts = re.split(r"[-_.]", _SHARD.sub("", stem))
+    return _SPLIT_NAMES.get(parts[0]) or _SPLIT_NAMES.get(parts[-1])
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
+def _in_order(splits: Splits) -> Splits:
     order = ("train", "validation", "test")
-    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+    names = sorted(splits, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return {name: splits[name] for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ FIELDS = ("title", "context", "question")
 METRICS = ("f1", "exact_match", "rouge", "bert_score")
 TASK_KEYS = ("name", "system", "format", "shots", "metrics")
 SHOT_KEYS = ("title", "context", "question", "answer")
+ALIASES = {"qed": "qa", "fairytaleqa": "qa_generative", "dialogsum": "summary_dialogue", "pubmedqa": "qa_medical"}
+"""Data sets to the tasks that they are for; `load_task` takes these names too."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Task:
             if metric not in METRICS:
                 raise UsageError(f"task {self.name}: unknown metric {metric!r}", fix=did_you_mean(metric, METRICS))
 
-    @property
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """Placeholders of the format, each once, in the order of `FIELDS`."""
         return tuple(name for name in FIELDS if name in _placeholders(self.request_format))
@@ -107,7 +110,8 @@ def load_task(name_or_path: str | Path) -> Task:
     list of mappings with ``answer`` and the fields of the format; ``title`` may be left out) and ``metrics``.
 
     Args:
-        name_or_path: A name out of `TASKS`, or the path of a file that ends in ``.yaml`` or ``.yml``.
+        name_or_path: A name out of `TASKS` or `ALIASES`, in upper or lower case, or the path of a file that ends in
+            ``.yaml`` or ``.yml``.
 
     Returns:
         The task.
@@ -117,16 +121,18 @@ def load_task(name_or_path: str | Path) -> Task:
             placeholder or no answer cue, or a shot lacks a field that the format names.
     """
     name = str(name_or_path)
-    if name in TASKS:
-        return TASKS[name]
-    if not name.endswith((".yaml", ".yml")):
+    known = ALIASES.get(name.lower(), name.lower())
+    if known in TASKS:
+        return TASKS[known]
+    if not name.lower().endswith((".yaml", ".yml")):
         expected = "the name of a task, or a .yaml file with one of your own"
-        raise UsageError(f"unknown task {name!r}", expected=expected, fix=did_you_mean(name, TASKS))
+        fix = did_you_mean(name.lower(), [*TASKS, *ALIASES])
+        raise UsageError(f"unknown task {name!r}", expected=expected, fix=fix)
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UsageError(f"there is no task file {name}") from error
-    except (IsADirectoryError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"task file {name} is not a text file in UTF-8") from error
     return _parse_task(text, name, default_name=Path(name).stem)
 
@@ -145,6 +151,8 @@ def _parse_task(text: str, source: str, default_name: str) -> Task:
     for key, value in (("metrics", metrics), ("shots", shots)):
         if not isinstance(value, list):
             raise UsageError(f"task file {source}: {key}", got=type(value).__name__, expected="a list")
+    if not metrics:
+        raise UsageError(f"task file {source}: metrics", got="none", expected="at least one of " + ", ".join(METRICS))
     task = Task(name, system.strip(), request_format, metrics=tuple(map(str, metrics)))
     read = tuple(_shot(shot, task.fields, f"task file {source}: shot {n}") for n, shot in enumerate(shots, start=1))
     return Task(task.name, task.system, task.request_format, read, task.metrics)

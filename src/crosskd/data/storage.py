@@ -1,0 +1,132 @@
+"""Prepared examples on disk: an Arrow data set that ``datasets.load_from_disk`` reads, and its summary."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+from datasets.table import InMemoryTable
+
+from crosskd.data.quiet import without_progress_bars
+from crosskd.data.readers import Row
+from crosskd.errors import UsageError
+from crosskd.files import write_json
+
+SUMMARY_FILE = "prepare_summary.json"
+TEXTS = ("id", "title", "context", "question")
+"""Columns of text that all examples have, beside the list ``answers``."""
+
+_CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Examples, and how they came about.
+
+    Attributes:
+        examples: Splits with the columns ``id``, ``title``, ``context``, ``question`` (text), ``answers`` (list of
+            text, the training label first) and, where the data have it, ``teacher_answer``.
+        summary: Source, settings and, under ``splits``, for each split ``rows`` read, ``examples`` kept, rows
+            ``dropped`` by reason, and the ``columns`` that the fields were taken from.
+    """
+
+    examples: DatasetDict
+    summary: dict[str, Any]
+
+
+def save_prepared(prepared: Prepared, output: str | Path) -> Path:
+    """Write examples as an Arrow data set that ``datasets.load_from_disk`` reads, with its summary beside it.
+
+    All is written into a sibling folder that takes the place of ``output`` at the end.
+
+    Args:
+        prepared: What `prepare_examples` returned.
+        output: The folder; it must be absent or empty.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UsageError: ``output`` is a file, or a folder that is not empty.
+    """
+    folder = Path(output)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"output {folder} exists", expected="a new or an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        with without_progress_bars():
+            prepared.examples.save_to_disk(str(beside))
+        write_json(beside / SUMMARY_FILE, prepared.summary)
+        if folder.is_dir():
+            folder.rmdir()
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def examples_dataset(rows: list[Row], where: str) -> Dataset:
+    """Examples as a data set in memory; ``teacher_answer`` is a column of it if one example has it.
+
+    Raises:
+        UsageError: A text holds half of a surrogate pair, which JSON can write and UTF-8 cannot.
+    """
+    names = list(TEXTS) + (["teacher_answer"] if any(row.get("teacher_answer") for row in rows) else [])
+    schema = pa.schema([*((name, pa.string()) for name in names), ("answers", pa.list_(pa.string()))])
+    try:
+        table = pa.concat_tables(
+            pa.table(
+                {name: [row.get(name, "") for row in rows[start : start + _CHUNK]] for name in schema.names}, schema
+            )
+            for start in range(0, len(rows), _CHUNK)
+        )
+    except UnicodeEncodeError as error:
+        raise _not_unicode(rows, where) from error
+    return Dataset(InMemoryTable(table), fingerprint=_fingerprint(table))
+
+
+def _fingerprint(table: pa.Table) -> str:
+    """What `datasets` tells data apart by, here the content: by itself it would pickle the whole table for that."""
+    content = hashlib.sha256(str(table.schema).encode())
+    for chunk in (chunk for column in table.columns for chunk in column.chunks):
+        for buffer in filter(None, chunk.buffers()):
+            content.update(buffer)
+    return content.hexdigest()[:16]
+
+
+def _not_unicode(rows: list[Row], where: str) -> UsageError:
+    for row in rows:
+        texts = [row[name] for name in TEXTS] + row["answers"] + [row.get("teacher_answer", "")]
+        half = next((letter for letter in "".join(texts) if "\ud800" <= letter <= "\udfff"), None)
+        if half is not None:
+            return UsageError(
+                f"{where}, id {row['id']!r}", got=f"half of a character, {half!r}", expected="Unicode text"
+            )
+    return UsageError(where, expected="Unicode text")
+
+
+def saved_examples(folder: Path) -> DatasetDict:
+    """All splits of the examples that `save_prepared` wrote into a folder.
+
+    Raises:
+        UsageError: There is no such folder, or it does not hold prepared examples that can be read.
+    """
+    if not folder.exists():
+        raise UsageError(f"there is no folder {folder}", expected="examples written by `crosskd prepare`")
+    if not (folder / "dataset_dict.json").exists():
+        raise UsageError(f"{folder} does not hold prepared examples", fix="run `crosskd prepare` on it first")
+    try:
+        with without_progress_bars():
+            saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder} cannot be read: {error}", fix="run `crosskd prepare` again") from error
+    assert isinstance(saved, DatasetDict)
+    return saved
