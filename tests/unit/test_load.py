@@ -60,6 +60,9 @@ def test_a_tokenizer_without_an_end_is_refused(student_folder: Path, tmp_path: P
     tokenizer = byte_level_tokenizer()
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
     with pytest.raises(UsageError, match="no end-of-sequence token"):
         load_model(folder)
 

@@ -17,6 +17,7 @@ from crosskd.data.prepare import load_examples, load_splits
 from crosskd.errors import UsageError
 from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.models.load import load_model
+from crosskd.models.quantization import Quantization
 from crosskd.teacher.answers import AnswerFolder, TeacherAnswers
 from crosskd.teacher.backends import AnswerBackend, Decoding, TransformersBackend, VllmBackend
 
@@ -57,6 +58,9 @@ class AnswerArguments:
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share the model (vLLM)"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "number format of the weights; auto: as stored"}
+    )
+    quantization: Quantization = field(
+        default="none", metadata={"help": "load the weights in 8 or 4 bit (extra bitsandbytes)"}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model brings"})
     allow_pickle: bool = field(default=False, metadata={"help": "read weights in pickle format, which can run code"})
@@ -114,9 +118,8 @@ def _backend(arguments: AnswerArguments) -> AnswerBackend:
             tensor_parallel_size=arguments.tensor_parallel_size,
             **options,
         )
-    return TransformersBackend(
-        on_accelerator(load_model(arguments.teacher, encoder_decoder=True, **options)), arguments.batch_size
-    )
+    loaded = load_model(arguments.teacher, encoder_decoder=True, quantization=arguments.quantization, **options)
+    return TransformersBackend(on_accelerator(loaded), arguments.batch_size)
 
 
 def _fill(answers: AnswerFolder, teacher: TeacherAnswers, examples: Dataset) -> None:

@@ -20,6 +20,7 @@ from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.losses.registry import create_method
 from crosskd.losses.targets import TargetRequest
 from crosskd.models.load import load_model
+from crosskd.models.quantization import Quantization
 from crosskd.teacher.cache import TargetCache
 from crosskd.teacher.run import TeacherRun
 
@@ -60,6 +61,9 @@ class CacheArguments:
     batch_size: int = field(default=8, metadata={"help": "examples a forward"})
     shard_size: int = field(default=512, metadata={"help": "examples a file; a restart loses one file at most"})
     shard: str = field(default="1/1", metadata={"help": "i/n: of n processes or hosts that share DIR this is number i"})
+    quantization: Quantization = field(
+        default="none", metadata={"help": "load the weights in 8 or 4 bit (extra bitsandbytes)"}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model brings"})
     allow_pickle: bool = field(default=False, metadata={"help": "read weights in pickle format, which can run code"})
     resume: bool = field(default=False, metadata={"help": "go on with a cache that was interrupted"})
@@ -82,6 +86,7 @@ def run(words: Sequence[str]) -> None:
             dtype=arguments.dtype,
             trust_remote_code=arguments.trust_remote_code,
             allow_pickle=arguments.allow_pickle,
+            quantization=arguments.quantization,
         )
     )
     teacher = TeacherRun(

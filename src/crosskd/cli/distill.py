@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
 from crosskd.cli.console import output, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
+from crosskd.errors import UsageError
 from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.losses.registry import METHODS
 from crosskd.models.load import load_model
+from crosskd.models.quantization import Quantization
+from crosskd.models.tiny import tiny_stand_in
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import check_distinct
 from crosskd.training.trainer import DistillationTrainer
@@ -24,8 +27,7 @@ from crosskd.training.trainer import DistillationTrainer
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Train a student on prepared examples: with a live teacher (--teacher), with what it left
-(--teacher_cache), or alone (--method sft). Writes a checkpoint that AutoModelForCausalLM loads, its tokenizer, a model
-card, metrics.jsonl, resolved_config.yaml (give it to --config to repeat the run) and provenance.json."""
+(--teacher_cache), or alone (--method sft). Writes a checkpoint that transformers loads, its tokenizer, a model card, metrics.jsonl, resolved_config.yaml (give it to --config to repeat the run) and provenance.json."""
 
 EPILOG = "Every field of transformers.TrainingArguments is a flag too; --help_all shows them."
 
@@ -53,6 +55,15 @@ class DistillArguments:
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "number format of the teacher's weights; auto: as stored"}
+    )
+    teacher_quantization: Quantization = field(
+        default="none", metadata={"help": "load the teacher's weights in 8 or 4 bit (extra bitsandbytes)"}
+    )
+    encoder_decoder: bool = field(
+        default=False, metadata={"help": "insist on an encoder-decoder student (T5, mT5); they are detected anyway"}
+    )
+    model_override: Literal["none", "tiny"] = field(
+        default="none", metadata={"help": "tiny: try the command with tiny random models of the same families"}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "run the code that a model brings"})
     allow_pickle: bool = field(default=False, metadata={"help": "read weights in pickle format, which can run code"})
@@ -90,19 +101,34 @@ def build_trainer(arguments: DistillArguments, config: DistillationConfig) -> Di
     """Load the models and examples that the flags name."""
     load = partial(load_model, trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle)
     check_distinct(arguments.student, arguments.teacher)
+    if arguments.model_override == "tiny":
+        _take_stand_ins(arguments)
     asks_teacher = METHODS[config.method].needs_teacher and arguments.teacher_cache is None
     teacher = arguments.teacher
     examples = load_examples(arguments.data, "train")
     evaluation = None if config.eval_strategy == "no" else load_examples(arguments.data, "validation")
+    student = load(arguments.student, dtype=arguments.student_dtype, encoder_decoder=True)
+    if arguments.encoder_decoder and not student.model.config.is_encoder_decoder:
+        raise UsageError(
+            "--encoder_decoder", got=f"a {type(student.model).__name__}", expected="an encoder-decoder model"
+        )
+    quantized: dict[str, Any] = {"dtype": arguments.teacher_dtype, "quantization": arguments.teacher_quantization}
     return DistillationTrainer(
-        load(arguments.student, dtype=arguments.student_dtype),
-        load(teacher, dtype=arguments.teacher_dtype) if teacher and asks_teacher else teacher,
+        student,
+        load(teacher, **quantized) if teacher and asks_teacher else teacher,
         config,
         examples,
         evaluation,
         teacher_cache=arguments.teacher_cache,
         sources={name: getattr(arguments, name) for name in ("student", "teacher", "data", "teacher_cache")},
     )
+
+
+def _take_stand_ins(arguments: DistillArguments) -> None:
+    """Replace both models by tiny random ones of their families."""
+    arguments.student = str(tiny_stand_in(arguments.student, "student"))
+    if arguments.teacher is not None:
+        arguments.teacher = str(tiny_stand_in(arguments.teacher, "teacher"))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -10,6 +10,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
+
 
 def answer_logits(model: nn.Module, batch: Mapping[str, Any], answer_length: int) -> Float[Tensor, "B A V"]:
     """Ask a model for the logits of the last ``answer_length`` columns of a batch.
@@ -23,16 +25,17 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Any], answer_length: int
     (Bloom counts positions from the mask).
 
     Args:
-        model: A causal language model, wrapped or not.
+        model: A language model, causal or encoder-decoder, wrapped or not.
         batch: ``input_ids``, ``attention_mask`` and ``position_ids``, each (B, L), as `crosskd.data.collate` makes
-            them: without the last answer token, so that the last ``answer_length`` columns predict the answer.
+            them: without the last answer token, so that the last ``answer_length`` columns predict the answer. For an
+            encoder-decoder model ``decoder_input_ids`` (B, A) too, and no ``position_ids``.
         answer_length: A, the answer tokens of the longest answer (padding included).
 
     Returns:
         Logits (B, A, V) in the model's dtype.
     """
     accepted = forward_arguments(_unwrapped(model))
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    inputs = {name: batch[name] for name in _INPUTS if name in batch}
     if "position_ids" not in accepted:
         inputs.pop("position_ids", None)
     if "use_cache" in accepted:

@@ -37,6 +37,8 @@ class CardFacts:
         examples: How many there were.
         settings: Hyperparameters worth telling, by name.
         versions: Of crosskd and what it runs on, by package.
+        encoder_decoder: Whether the student is an encoder-decoder model.
+        adapter: Whether the folder holds a LoRA adapter instead of a whole model.
     """
 
     base_model: str
@@ -47,6 +49,8 @@ class CardFacts:
     examples: int
     settings: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    encoder_decoder: bool = False
+    adapter: bool = False
 
 
 def write_card(folder: Path, facts: CardFacts) -> Path:
@@ -60,7 +64,7 @@ def write_card(folder: Path, facts: CardFacts) -> Path:
     }
     text = f"""\
 ---
-library_name: transformers
+library_name: {"peft" if facts.adapter else "transformers"}
 pipeline_tag: text-generation
 tags: [crosskd, knowledge-distillation]
 ---
@@ -68,7 +72,7 @@ tags: [crosskd, knowledge-distillation]
 
 {_table(("", ""), rows)}
 
-Load it with `AutoModelForCausalLM.from_pretrained(...)`. It was trained with zero-shot prompts of its task, and writes
+Load it with `{_loader(facts)}.from_pretrained(...)`. It was trained with zero-shot prompts of its task, and writes
 one line.
 
 ## Scores
@@ -86,6 +90,11 @@ one line.
 {_CITATION}
 """
     return write_text(folder / CARD, text)
+
+
+def _loader(facts: CardFacts) -> str:
+    architecture = "Seq2SeqLM" if facts.encoder_decoder else "CausalLM"
+    return f"AutoPeftModelFor{architecture}" if facts.adapter else f"AutoModelFor{architecture}"
 
 
 def add_scores(folder: Path, name: str, scores: Mapping[str, float]) -> bool:

@@ -17,7 +17,10 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 
 from crosskd.errors import UsageError
+from crosskd.models.adapters import apply_adapter, base_of
 from crosskd.models.gguf import convert_gguf
+from crosskd.models.quantization import Quantization, quantization_options
+from crosskd.models.special_tokens import ensure_special_tokens
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -51,17 +54,19 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     encoder_decoder: bool = False,
+    quantization: Quantization = "none",
 ) -> LoadedModel:
     """Load a language model and its tokenizer.
 
     Args:
-        source: Hub id, folder written by ``save_pretrained``, or ``.gguf`` file (converted once into a safetensors
-            folder under the user's cache directory).
+        source: Hub id, folder written by ``save_pretrained``, folder of a LoRA adapter (merged into the model that it
+            names), or ``.gguf`` file (converted once into a safetensors folder under the user's cache directory).
         dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the Python code that the model's repository brings.
         allow_pickle: Accept ``.bin`` weights, which can run code when they are read; safetensors only otherwise.
-        encoder_decoder: Accept encoder-decoder models (T5, mT5) too: they can answer, and be scored.
+        encoder_decoder: Accept encoder-decoder models (T5, mT5) too: they can be students, answer, and be scored.
+        quantization: ``"8bit"`` or ``"4bit"`` weights, for a model that is not trained (extra ``bitsandbytes``).
 
     Raises:
         UsageError: Nothing is found there, it is not such a language model, its weights are pickled or its code is
@@ -70,12 +75,25 @@ def load_model(
     if dtype not in DTYPES:
         raise UsageError("dtype", got=dtype, expected="one of " + ", ".join(DTYPES))
     location = locate(source)
+    if _is_adapter(location):
+        return _load_adapted(
+            source,
+            location,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            encoder_decoder=encoder_decoder,
+        )
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     config = check_language_model(source, location, options, encoder_decoder=encoder_decoder)
     architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         model = architecture.from_pretrained(
-            location, dtype=DTYPES[dtype], use_safetensors=None if allow_pickle else True, **options
+            location,
+            dtype=DTYPES[dtype],
+            use_safetensors=None if allow_pickle else True,
+            **quantization_options(quantization),
+            **options,
         )
     except OSError as error:
         raise UsageError(
@@ -94,16 +112,19 @@ def load_tokenizer(
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"tokenizer of {str(source)!r}", got=_first_line(error)) from error
-    if tokenizer.eos_token_id is None:
-        raise UsageError(
-            f"tokenizer of {str(source)!r}",
-            got="no end-of-sequence token",
-            expected="one, since it ends every answer",
-            fix="set eos_token in its tokenizer_config.json",
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return ensure_special_tokens(tokenizer, source, revision=revision)
+
+
+def _load_adapted(source: str | Path, location: str, **options: Any) -> LoadedModel:
+    """The model that an adapter names, with the adapter merged into it."""
+    base = load_model(base_of(location), **options)
+    own = (Path(location) / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(location, trust_remote_code=options["trust_remote_code"]) if own else base.tokenizer
+    return LoadedModel(apply_adapter(base.model, location).eval(), tokenizer, str(source))
+
+
+def _is_adapter(location: str) -> bool:
+    return (Path(location) / "adapter_config.json").is_file()
 
 
 def locate(source: str | Path) -> str:
@@ -114,7 +135,7 @@ def locate(source: str | Path) -> str:
             raise UsageError(f"model {str(source)!r}", got="no such file", expected="a GGUF file")
         return str(convert_gguf(path))
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not _is_adapter(str(path)):
             raise UsageError(
                 f"model {str(source)!r}",
                 got="a folder without config.json",

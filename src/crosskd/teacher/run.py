@@ -13,6 +13,7 @@ from crosskd import __version__
 from crosskd.losses.targets import TargetRequest, TeacherTargets
 from crosskd.models.limits import context_length
 from crosskd.models.load import LoadedModel, locate
+from crosskd.models.quantization import quantization_of
 from crosskd.teacher.capture import capture_targets
 from crosskd.teacher.identity import data_sha256, prompt_sha256, request_fields, tokenizer_sha256, weights_sha256
 from crosskd.text.prompts import PromptBuilder, PromptStyle
@@ -83,6 +84,7 @@ class TeacherRun:
             "teacher_revision": getattr(self.loaded.model.config, "_commit_hash", None),
             "teacher_weights_sha256": weights_sha256(location) if location.is_dir() else None,
             "teacher_dtype": str(self.loaded.model.dtype),
+            "teacher_quantization": quantization_of(self.loaded.model),
             "tokenizer_sha256": tokenizer_sha256(self.loaded.tokenizer),
             "task": self.task.name,
             "prompt_sha256": prompt_sha256(self.task, self.number_few_shot),

@@ -45,7 +45,8 @@ def tokenize_example(
         answer: The answer; white space around it is dropped.
         append_eos: Whether the end-of-sequence token ends the answer.
         max_length: Longest prompt and answer together, in tokens; None has no limit. The front of the context is
-            dropped where they are longer, never the question, the template or the answer.
+            dropped where they are longer, never the question, the template or the answer. Prompts that end with the
+            end-of-sequence token are for an encoder; the answer is then the decoder's, and does not count.
 
     Returns:
         Tokens of prompt and answer, none empty, and how many tokens of the context were dropped.
@@ -57,15 +58,19 @@ def tokenize_example(
     prompt = builder.build(example)
     answer_ids = _answer_ids(builder, example, prompt, answer, append_eos)
     room = None
-    while max_length is not None and len(prompt.ids) + len(answer_ids) > max_length:
-        fitting = max_length - len(answer_ids)
+    while max_length is not None and len(prompt.ids) > (fitting := max_length - _beside(builder, answer_ids)):
         room = fitting if room is None else min(fitting, room - 1)
         try:
             prompt = builder.build(example, max_tokens=room)
         except PromptTooLong as error:
-            raise _too_long(example, error.tokens, len(answer_ids), max_length) from error
+            raise _too_long(example, error.tokens, _beside(builder, answer_ids), max_length) from error
         answer_ids = _answer_ids(builder, example, prompt, answer, append_eos)
     return TokenizedExample(prompt.ids, answer_ids, prompt.context_tokens_dropped)
+
+
+def _beside(builder: PromptBuilder, answer_ids: list[int]) -> int:
+    """Tokens of the answer that stand in one sequence with the prompt."""
+    return 0 if builder.append_eos else len(answer_ids)
 
 
 def _answer_ids(

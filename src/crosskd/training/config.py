@@ -69,6 +69,16 @@ class DistillationConfig(TrainingArguments):
     teacher_prompt_style: Literal["auto", "plain", "chat"] = _setting("auto", "prompt of the teacher; likewise")
     max_length: int | None = _setting(None, "longest prompt and answer of the student, in tokens; default: its limit")
     teacher_max_length: int | None = _setting(None, "the same for the teacher")
+    peft: Literal["none", "lora"] = _setting("none", "train the whole student, or low-rank matrices beside its layers")
+    lora_rank: int = _setting(16, "LoRA: rank of the matrices")
+    lora_alpha: int = _setting(32, "LoRA: they are scaled by lora_alpha / lora_rank")
+    lora_dropout: float = _setting(0.0, "LoRA: dropout on their input")
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "LoRA: names of the layers; default: all linear ones but the output layer"}
+    )
+    merge_adapter: bool = _setting(False, "LoRA: save the whole student with the matrices merged, not the adapter")
+    freeze_layers: int = _setting(0, "hold the first so many transformer blocks of the student constant")
+    gradient_checkpointing: bool = _setting(False, "compute activations anew in the backward pass, to save memory")
     learning_rate: float = _setting(1e-6, f"initial learning rate ({_PAPER}: 1e-6)")
     logging_steps: float = _setting(10, "log every so many steps")
     remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")
@@ -80,6 +90,8 @@ class DistillationConfig(TrainingArguments):
             self.supervision = "teacher"  # that is what SeqKD is
         if not torch.accelerator.is_available():
             self.use_cpu = True  # transformers refuses bf16 on a CPU that was not asked for
+        if getattr(self, "activation_checkpointing", False) is None:
+            self.activation_checkpointing = self.gradient_checkpointing  # its name in later releases of transformers
         self.create_method()  # an unknown name or value is said before a model is loaded
         super().__post_init__()
 
@@ -106,10 +118,18 @@ def _mapping(settings: dict | str | None) -> dict[str, Any] | None:
 
 
 def _check_ranges(config: DistillationConfig) -> None:
-    for name in ("distillation_weight", "number_few_shot", "top_k", "top_entries"):
+    for name in ("distillation_weight", "number_few_shot", "top_k", "top_entries", "freeze_layers"):
         if getattr(config, name) < 0:
             raise UsageError(name, got=getattr(config, name), expected="0 or more")
     for name in ("max_length", "teacher_max_length"):
         value = getattr(config, name)
         if value is not None and value < 2:
             raise UsageError(name, got=value, expected="2 or more (a prompt token and an answer token)")
+    if config.lora_rank < 1:
+        raise UsageError("lora_rank", got=config.lora_rank, expected="1 or more")
+    if not 0 <= config.lora_dropout < 1:
+        raise UsageError("lora_dropout", got=config.lora_dropout, expected="0 or more, less than 1")
+    if config.peft != "none" and config.freeze_layers:
+        raise UsageError("freeze_layers", got=config.freeze_layers, expected="0 with LoRA, which freezes all layers")
+    if config.peft == "none" and config.merge_adapter:
+        raise UsageError("merge_adapter", got=True, expected="--peft lora beside it")

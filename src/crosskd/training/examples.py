@@ -11,13 +11,41 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from crosskd.data.collate import collate_answers
+from crosskd.data.collate import collate_answers, collate_encoder_decoder
 from crosskd.data.supervision import supervised_examples
+from crosskd.errors import UsageError
 from crosskd.losses.targets import TeacherTargets
 from crosskd.teacher.cache import TargetCache
 from crosskd.text.sides import Side, supervised_answer
 
 logger = logging.getLogger(__name__)
+
+
+def is_tokenized(examples: Dataset | None) -> bool:
+    """Whether examples come as tokens already, in the columns that `tokenize_examples` makes."""
+    return examples is not None and "student_prompt_ids" in examples.column_names
+
+
+def check_tokenized(examples: Dataset, needs_teacher: bool, cached: bool) -> None:
+    """Refuse tokens that a run cannot use.
+
+    Args:
+        examples: See `is_tokenized`.
+        needs_teacher: Whether a live teacher reads them too.
+        cached: Whether a cache of targets is to be used; it cannot be told whether it belongs to such tokens.
+
+    Raises:
+        UsageError: A column is missing, an answer is empty, or there is a cache.
+    """
+    if cached:
+        raise UsageError("--teacher_cache", got="examples that are tokens already", expected="examples as text")
+    sides = ("student", "teacher") if needs_teacher else ("student",)
+    for column in (f"{side}_{part}_ids" for side in sides for part in ("prompt", "answer")):
+        if column not in examples.column_names:
+            raise UsageError(f"tokenized examples have no column {column!r}", got=", ".join(examples.column_names))
+        empty = next((row for row, ids in enumerate(examples[column]) if not ids), None)
+        if empty is not None:
+            raise UsageError(f"tokenized example {empty}: {column}", got="no tokens", expected="at least one")
 
 
 def tokenize_examples(examples: Dataset, sides: Sequence[Side], supervision: str, training: bool) -> Dataset:
@@ -66,12 +94,16 @@ class DistillationCollator:
 
     Attributes:
         student_pad_id: Fills the student's masked positions.
+        student_end_id: The student's end-of-sequence token: the last of an answer, where it is there.
+        decoder_start_id: Starts the student's decoder; None for a causal student.
         teacher_pad_id: Fills the teacher's; None where no live teacher reads the batch.
         cache: Targets by example; None where the teacher is live or not needed.
         align: Student token to teacher token for each pair of answers; None where the method needs no alignment.
     """
 
     student_pad_id: int
+    student_end_id: int
+    decoder_start_id: int | None = None
     teacher_pad_id: int | None = None
     cache: TargetCache | None = None
     align: Callable[[Sequence[int], Sequence[int]], Sequence[int]] | None = None
@@ -82,24 +114,33 @@ class DistillationCollator:
         ``distilled`` is true on answer tokens except for the end-of-sequence token. A live teacher's inputs stand
         under ``teacher``, cached targets under ``targets``.
         """
-        answers = [row["student_answer_ids"] for row in rows]
-        batch: dict[str, Any] = collate_answers([r["student_prompt_ids"] for r in rows], answers, self.student_pad_id)
-        lengths = torch.tensor([len(answer) for answer in answers])
-        batch["distilled"] = torch.arange(batch["labels"].shape[1]) < (lengths - 1)[:, None]
+        batch = self._student(rows)
+        lengths = torch.tensor([len(self._distilled(row)) for row in rows])
+        batch["distilled"] = torch.arange(batch["labels"].shape[1]) < lengths[:, None]
         if self.teacher_pad_id is not None:
             batch["teacher"] = collate_answers(
                 [r["teacher_prompt_ids"] for r in rows], [r["teacher_answer_ids"] for r in rows], self.teacher_pad_id
             )
-        if self.cache is not None and rows[0]["index"] >= 0:
+        if self.cache is not None and rows[0].get("index", -1) >= 0:
             batch["targets"] = TeacherTargets.stack([self.cache[row["index"]] for row in rows]).to_dict()
         if self.align is not None:
             batch["alignment"] = self._alignment(rows, batch["labels"])
         return batch
 
+    def _student(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        prompts, answers = ([row[f"student_{part}_ids"] for row in rows] for part in ("prompt", "answer"))
+        if self.decoder_start_id is None:
+            return collate_answers(prompts, answers, self.student_pad_id)
+        return collate_encoder_decoder(prompts, answers, self.student_pad_id, self.decoder_start_id)
+
+    def _distilled(self, row: Mapping[str, Any]) -> Sequence[int]:
+        answer = row["student_answer_ids"]
+        return answer[:-1] if answer[-1] == self.student_end_id else answer
+
     def _alignment(self, rows: Sequence[Mapping[str, Any]], labels: Tensor) -> Tensor:
         assert self.align is not None
         alignment = torch.full_like(labels, -1)
         for i, row in enumerate(rows):
-            pairs = self.align(row["student_answer_ids"][:-1], row["teacher_answer_ids"])
+            pairs = self.align(self._distilled(row), row["teacher_answer_ids"])
             alignment[i, : len(pairs)] = torch.tensor(pairs, dtype=torch.long)
         return alignment

@@ -87,6 +87,10 @@ def gather_participants(
             fix="give --teacher or --teacher_cache, or choose --method sft",
         )
     live = _as_loaded(teacher, tokenizers[1], "teacher")
+    if live.model.config.is_encoder_decoder:
+        raise UsageError(
+            f"teacher {live.name}", got="an encoder-decoder model", expected="a causal language model as teacher"
+        )
     sides.append(_side("teacher", config, live.model, live.tokenizer))
     return Participants(loaded, live, None, live.name, tuple(sides))
 
@@ -135,6 +139,7 @@ def _side(
         load_task(config.task),
         number_few_shot=0 if is_student else config.number_few_shot,
         style=config.student_prompt_style if is_student else config.teacher_prompt_style,
+        append_eos=model is not None and model.config.is_encoder_decoder,  # as their encoders were trained
     )
     limits = [bound for bound in (limit, own) if bound is not None]
     return Side(name, builder, append_eos=is_student, max_length=min(limits) if limits else None)
@@ -145,7 +150,9 @@ def _as_loaded(source: ModelSource, tokenizer: PreTrainedTokenizerBase | None, r
         return source
     if isinstance(source, str | Path):
         # weights that are trained want float32; a teacher keeps the type in which it is stored
-        return load_model(source, dtype="float32" if role == "student" else "auto")
+        if role == "student":
+            return load_model(source, dtype="float32", encoder_decoder=True)
+        return load_model(source)
     if tokenizer is None:
         raise UsageError(
             role,

@@ -63,7 +63,7 @@ def resolved_settings(config: DistillationConfig) -> dict[str, Any]:
         if isinstance(value, enum.Enum):
             value = value.value
         # what transformers derived by itself (a field whose default is None or made by a factory) stays with it
-        derived = item.name in defaults and defaults[item.name] in (None, MISSING)
+        derived = item.name in defaults and defaults[item.name] in (None, MISSING) and item.default in (None, MISSING)
         if item.init and not derived and value != defaults.get(item.name, MISSING) and _is_plain(value):
             chosen[item.name] = value
     return chosen
@@ -108,6 +108,8 @@ def card_facts(config: DistillationConfig, participants: Participants, data: str
         examples=examples,
         settings={name: getattr(config, name) for name in [*shown, *training, "seed"]},
         versions=package_versions(),
+        encoder_decoder=participants.student.model.config.is_encoder_decoder,
+        adapter=config.peft != "none" and not config.merge_adapter,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,22 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from crosskd.data.supervision import supervised_examples
 from crosskd.losses.base import IGNORED_LABEL, StudentAnswers
 from crosskd.losses.cross_entropy import answer_cross_entropy
 from crosskd.losses.mined import MinED
 from crosskd.losses.targets import TeacherTargets, targets_from_logits
+from crosskd.models.adapters import merged_copy
 from crosskd.models.answer_logits import answer_logits
 from crosskd.models.card import CardFacts, write_card
 from crosskd.teacher.cache import TargetCache
-from crosskd.training.aligner import TokenAligner, for_tokenizers
+from crosskd.training.aligner import for_tokenizers
 from crosskd.training.config import DistillationConfig
-from crosskd.training.examples import DistillationCollator, tokenize_examples
-from crosskd.training.participants import ModelSource, Participants, check_cache, gather_participants
+from crosskd.training.examples import is_tokenized
+from crosskd.training.inputs import Examples, as_dataset, collator, tokenized
+from crosskd.training.participants import ModelSource, check_cache, gather_participants
 from crosskd.training.records import MetricsFile, card_facts, write_records
+from crosskd.training.student import trained_model
 from crosskd.training.term_log import TermLog
-
-Examples = Dataset | Sequence[Mapping[str, Any]]
 
 
 class DistillationTrainer(Trainer):
@@ -42,7 +43,10 @@ class DistillationTrainer(Trainer):
         teacher: The teacher, likewise. It is never trained and never saved. Not needed with ``teacher_cache`` nor by
             methods that ask no teacher.
         args: Settings; None takes the paper's.
-        train_dataset: Examples with ``id``, ``title``, ``context``, ``question`` and ``answers`` (see `load_examples`).
+        train_dataset: Examples with ``id``, ``title``, ``context``, ``question`` and ``answers`` (see `load_examples`);
+            or tokens of your own making, a `datasets.Dataset` with lists of ids in ``student_prompt_ids`` and
+            ``student_answer_ids`` and, for a live teacher, ``teacher_prompt_ids`` and ``teacher_answer_ids`` (those
+            without an end-of-sequence token). Tokens are used as they are; prompts and lengths are then yours.
         eval_dataset: Examples whose loss is reported; with a cache, which holds the training examples only, that is
             their cross-entropy.
         processing_class: The student's tokenizer, where ``model`` brings none.
@@ -79,19 +83,19 @@ class DistillationTrainer(Trainer):
         cache = TargetCache.open(teacher_cache) if isinstance(teacher_cache, str | Path) else teacher_cache
         tokenizers = (processing_class, teacher_processing_class)
         self.participants = gather_participants(args, self.method, model, teacher, cache, tokenizers)
-        self._train_examples = _supervised(train_dataset, args)
-        check_cache(args, self.participants, self.method.request(), self._train_examples)
+        self._train_examples = as_dataset(train_dataset, args)
+        check_cache(args, self.participants, self.method.request(), self._text_examples)
         aligner = None
         if isinstance(self.method, MinED) and self.participants.teacher_tokenizer is not None:
             tokenizer = self.participants.student.tokenizer
             self.method, aligner = for_tokenizers(self.method, tokenizer, self.participants.teacher_tokenizer)
         super().__init__(
-            model=self.participants.student.model,
+            model=trained_model(self.participants.student.model, args),
             args=args,
-            train_dataset=_tokenized(self._train_examples, args, self.participants, training=True),
-            eval_dataset=_tokenized(eval_dataset, args, self.participants, training=False),
+            train_dataset=tokenized(self._train_examples, args, self.participants, training=True),
+            eval_dataset=tokenized(as_dataset(eval_dataset, args), args, self.participants, training=False),
             processing_class=self.participants.student.tokenizer,
-            data_collator=_collator(self.participants, aligner),
+            data_collator=collator(self.participants, aligner),
             **options,
         )
         # compute_loss divides by the answer tokens of the whole accumulated, global batch
@@ -102,6 +106,11 @@ class DistillationTrainer(Trainer):
         self.add_callback(MetricsFile())
         self.teacher_model = self._frozen_teacher()
 
+    @property
+    def _text_examples(self) -> Dataset | None:
+        """Training examples as text, for their hash; None where they came as tokens."""
+        return None if is_tokenized(self._train_examples) else self._train_examples
+
     def _frozen_teacher(self) -> nn.Module | None:
         if self.participants.teacher is None:
             return None
@@ -111,7 +120,7 @@ class DistillationTrainer(Trainer):
     def train(self, *arguments: Any, **options: Any) -> Any:
         """Write ``resolved_config.yaml`` and ``provenance.json``, then train; see `transformers.Trainer.train`."""
         if self.is_world_process_zero():
-            write_records(self.args, self.participants, self._train_examples, self.sources)
+            write_records(self.args, self.participants, self._text_examples, self.sources)
         return super().train(*arguments, **options)
 
     def compute_loss(
@@ -168,10 +177,25 @@ class DistillationTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student, its tokenizer and its model card; see `transformers.Trainer.save_model`."""
-        super().save_model(output_dir, _internal_call)
+        """Save the student, its tokenizer and its model card; see `transformers.Trainer.save_model`.
+
+        With ``merge_adapter`` checkpoints hold the adapter, and the student saved at the end is whole.
+        """
+        with self._merged(self.args.merge_adapter and not _internal_call):
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             write_card(Path(output_dir or str(self.args.output_dir)), self._card())
+
+    @contextmanager
+    def _merged(self, merge: bool) -> Iterator[None]:
+        """Put a copy with its adapter merged in the model's place."""
+        trained = self.model
+        if merge:
+            self.model = merged_copy(self.accelerator.unwrap_model(trained))
+        try:
+            yield
+        finally:
+            self.model = trained
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write our model card where `transformers.Trainer` would write its own."""
@@ -181,39 +205,6 @@ class DistillationTrainer(Trainer):
     def _card(self) -> CardFacts:
         examples = 0 if self._train_examples is None else len(self._train_examples)
         return card_facts(self.args, self.participants, str(self.sources.get("data", "given in Python")), examples)
-
-
-def _as_dataset(examples: Examples | None) -> Dataset | None:
-    if examples is None or isinstance(examples, Dataset):
-        return examples
-    return Dataset.from_list([dict(example) for example in examples])
-
-
-def _supervised(examples: Examples | None, args: DistillationConfig) -> Dataset | None:
-    dataset = _as_dataset(examples)
-    return None if dataset is None else supervised_examples(dataset, args.supervision)
-
-
-def _tokenized(
-    examples: Examples | None, args: DistillationConfig, participants: Participants, *, training: bool
-) -> Dataset | None:
-    dataset = _as_dataset(examples)
-    return None if dataset is None else tokenize_examples(dataset, participants.sides, args.supervision, training)
-
-
-def _collator(participants: Participants, aligner: TokenAligner | None) -> DistillationCollator:
-    return DistillationCollator(
-        student_pad_id=_pad_id(participants.student.tokenizer),
-        teacher_pad_id=None if participants.teacher is None else _pad_id(participants.teacher.tokenizer),
-        cache=participants.cache,
-        align=aligner,
-    )
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(pad, int)  # `load_tokenizer` refuses a tokenizer without an end of sequence
-    return pad
 
 
 def _answer_tokens(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:

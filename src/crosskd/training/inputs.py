@@ -1,0 +1,76 @@
+"""What a trainer reads: examples as they were given, their tokens, and the collator that makes batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from crosskd.data.supervision import supervised_examples
+from crosskd.errors import UsageError
+from crosskd.training.aligner import TokenAligner
+from crosskd.training.config import DistillationConfig
+from crosskd.training.examples import DistillationCollator, check_tokenized, is_tokenized, tokenize_examples
+from crosskd.training.participants import Participants
+
+Examples = Dataset | Sequence[Mapping[str, Any]]
+
+
+def as_dataset(examples: Examples | None, config: DistillationConfig) -> Dataset | None:
+    """Examples as a data set; of those that come as text, the ones that have the answer asked for."""
+    if examples is None:
+        return None
+    dataset = examples if isinstance(examples, Dataset) else Dataset.from_list([dict(example) for example in examples])
+    return dataset if is_tokenized(dataset) else supervised_examples(dataset, config.supervision)
+
+
+def tokenized(
+    examples: Dataset | None, config: DistillationConfig, participants: Participants, *, training: bool
+) -> Dataset | None:
+    """Tokens of examples; those that come as tokens are checked and used as they are."""
+    if examples is None:
+        return None
+    if is_tokenized(examples):
+        check_tokenized(examples, participants.teacher is not None, participants.cache is not None)
+        return examples
+    return tokenize_examples(examples, participants.sides, config.supervision, training)
+
+
+def collator(participants: Participants, aligner: TokenAligner | None) -> DistillationCollator:
+    """What makes batches for these models."""
+    student = participants.student
+    return DistillationCollator(
+        student_pad_id=_pad_id(student.tokenizer),
+        student_end_id=_end_id(student.tokenizer),
+        decoder_start_id=_decoder_start_id(student.model, student.tokenizer),
+        teacher_pad_id=None if participants.teacher is None else _pad_id(participants.teacher.tokenizer),
+        cache=participants.cache,
+        align=aligner,
+    )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad = tokenizer.pad_token_id
+    return int(pad) if isinstance(pad, int) else _end_id(tokenizer)
+
+
+def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)  # `load_tokenizer` refuses a tokenizer without an end of sequence
+    return end
+
+
+def _decoder_start_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    if not model.config.is_encoder_decoder:
+        return None
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None:
+        raise UsageError(
+            f"student {model.name_or_path or type(model).__name__}",
+            got="no decoder_start_token_id in its configuration",
+            expected="the token with which its decoder starts (T5: its padding token)",
+            fix=f"set it in config.json; the tokenizer's padding token is {tokenizer.pad_token_id}",
+        )
+    return int(start)
