@@ -1,0 +1,8 @@
+"""Score a model with the command line of the published code: docs/published.md."""
+
+import sys
+
+from crosskd.published.benchmark import main
+
+if __name__ == "__main__":
+    sys.exit(main())

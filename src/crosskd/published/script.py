@@ -1,0 +1,32 @@
+"""Run a published script: errors of the user's making become one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from crosskd.errors import UsageError
+
+
+def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[str] | None) -> int:
+    """Run ``run`` with the words of the command line.
+
+    Args:
+        name: The script's, for messages.
+        run: Does the work.
+        words: What stands after the script's name; None takes the process's own.
+
+    Returns:
+        0, 2 for bad input, 130 when it was interrupted.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        run(list(sys.argv[1:] if words is None else words))
+    except UsageError as error:
+        sys.stderr.write(f"{name}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: stopped\n")
+        return 130
+    return 0
