@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosskd.cli.console import console, output, start_logging
+from crosskd.cli.console import output, start_logging
 from crosskd.cli.demo_models import find_demo_models
-from crosskd.cli.main import run_verb
 from crosskd.cli.parsing import VerbParser
-from crosskd.errors import UsageError
+from crosskd.cli.steps import Step, run_step
 from crosskd.evaluation.evaluate import Evaluation
 from crosskd.files import prepare_output_folder
 from crosskd.models.precision import fast_bfloat16
@@ -60,7 +58,7 @@ def run(words: Sequence[str]) -> None:
     teacher, student = find_demo_models()
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
     for step in demo_steps(folder, teacher, student, QUICK if arguments.quick else FULL, arguments.seed):
-        _run_step(step, resume=arguments.resume)
+        run_step(step, resume=arguments.resume)
     evaluations = [
         Evaluation.load(folder / "scores" / name) for name in ("teacher", "untouched", "sft", "multilevel_ot")
     ]
@@ -69,23 +67,6 @@ def run(words: Sequence[str]) -> None:
     output.print(
         f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot"
     )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One verb of the demo.
-
-    Attributes:
-        title: What it does, in a phrase.
-        words: The verb and its flags.
-        result: Stands when the step is finished; None for one that finds out by itself.
-        resumable: Whether the verb takes ``--resume``.
-    """
-
-    title: str
-    words: list[str]
-    result: Path | None
-    resumable: bool = False
 
 
 def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int) -> list[Step]:
@@ -120,16 +101,3 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
             None,
         ),
     ]
-
-
-def _run_step(step: Step, *, resume: bool) -> None:
-    if step.result is not None and step.result.exists():
-        console.print(f"[dim]done before: {step.title}[/dim]")
-        return
-    # a step that cannot go on where it stopped is done again
-    again = ["--resume" if step.resumable else "--overwrite"] if resume else []
-    words = [*step.words, *(word for word in again if word not in step.words)]
-    console.rule(f"[bold]{step.title}", align="left")
-    console.print(f"$ crosskd {shlex.join(words)}", style="cyan", markup=False, soft_wrap=True)
-    if code := run_verb(words[0], words[1:]):
-        raise UsageError(f"step {step.title!r}", got=f"exit code {code}", fix="see the line above")

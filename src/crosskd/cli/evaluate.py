@@ -13,15 +13,19 @@ from crosskd.cli.console import output, progress, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
 from crosskd.evaluation.evaluate import evaluate
+from crosskd.evaluation.score_names import how_computed
+from crosskd.evaluation.scoring import check_bert_score
 from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.models.card import add_scores
 from crosskd.models.limits import context_length
 from crosskd.models.load import LoadedModel, load_model
+from crosskd.models.quantization import quantization_of
 from crosskd.report.tables import results_table
 from crosskd.text.tasks import load_task
 
-DESCRIPTION = """Let a model answer the examples of a split, greedily, and score the answers: F1, exact match and ROUGE.
-Writes scores.json and predictions.jsonl, and adds the scores to the model card of a student that was trained here."""
+DESCRIPTION = """Let a model answer the examples of a split, greedily, and score the answers: F1, exact match, ROUGE and
+BERTScore if you name an encoder. Writes scores.json and predictions.jsonl, and adds the scores to the model card of a
+student that was trained here."""
 
 
 @dataclass
@@ -43,6 +47,15 @@ class EvaluateArguments:
     max_length: int | None = field(
         default=None, metadata={"help": "longest prompt and answer, in tokens; default: the model's limit"}
     )
+    rouge_aggregate: Literal["best", "mean"] = field(
+        default="best", metadata={"help": "over the references of an example, for ROUGE; F1 and EM take the best"}
+    )
+    bert_score_model: str | None = field(
+        default=None, metadata={"help": "encoder for BERTScore: hub id such as roberta-large, or folder"}
+    )
+    bert_score_layer: int | None = field(
+        default=None, metadata={"help": "its layer; default: the one that bert-score recommends for it"}
+    )
     limit: int | None = field(default=None, metadata={"help": "answer the first so many examples only"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "number format of the weights; auto: as stored"}
@@ -61,6 +74,8 @@ def run(words: Sequence[str]) -> None:
     if arguments.limit is not None:
         examples = examples.select(range(min(arguments.limit, len(examples))))
     check_output_folder(arguments.output, overwrite=arguments.overwrite)
+    # evaluate() checks, too, but only once the model is loaded
+    check_bert_score(arguments.bert_score_model, arguments.bert_score_layer)
     loaded = on_accelerator(
         load_model(
             arguments.model,
@@ -83,16 +98,21 @@ def run(words: Sequence[str]) -> None:
             max_new_tokens=arguments.max_new_tokens,
             batch_size=arguments.batch_size,
             max_length=arguments.max_length or context_length(loaded.model.config, loaded.tokenizer),
+            rouge_aggregate=arguments.rouge_aggregate,
+            bert_score_model=arguments.bert_score_model,
+            bert_score_layer=arguments.bert_score_layer,
             advance=advance,
         )
     evaluation.save(prepare_output_folder(arguments.output, overwrite=arguments.overwrite))
     scored = f"{task.name}, {len(examples)} examples of {arguments.data} ({arguments.split})"
-    add_scores(Path(arguments.model), f"{scored}, {arguments.number_few_shot} shots", evaluation.scores)
+    how = how_computed([evaluation]).rstrip(".")
+    name = f"{scored}, {arguments.number_few_shot} shots" + (f" ({how})" if how else "")
+    add_scores(Path(arguments.model), name, evaluation.scores)
     output.print(results_table([evaluation]))
 
 
 def on_accelerator(loaded: LoadedModel) -> LoadedModel:
     """Move a model to the accelerator, if there is one."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and quantization_of(loaded.model) == "none":  # else it is there already
         loaded.model.to("cuda")  # pyright: ignore[reportArgumentType]
     return loaded

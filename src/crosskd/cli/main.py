@@ -17,6 +17,8 @@ VERBS = {
     "cache": "run the teacher once and keep what the losses need",
     "distill": "train a student, with or without a teacher",
     "evaluate": "let a model answer, and score the answers",
+    "recipes": "list, show, copy or run the paper's experiments",
+    "compare": "tell by how much models differ, with intervals",
     "report": "put scores, curves and predictions into one HTML page",
     "env": "show versions, machine and what crosskd finds there",
 }

@@ -14,6 +14,9 @@ from transformers import HfArgumentParser
 
 from crosskd.errors import UsageError, did_you_mean
 
+ABOUT = "about"
+"""A key that files of flags may have: facts for readers, not a flag."""
+
 
 class VerbParser(HfArgumentParser):
     """`transformers.HfArgumentParser` with ``--config``, help that can be read, and errors of one line.
@@ -24,7 +27,8 @@ class VerbParser(HfArgumentParser):
         dataclasses: Whose fields become flags.
         hidden: Flags that ``--help`` leaves to ``--help_all``.
         epilog: Printed under the flags.
-        positional: Flags that may be given without their names, in this order: ``crosskd inspect TEACHER STUDENT``.
+        positional: Flags that may be given without their names, in this order: ``crosskd inspect TEACHER STUDENT``;
+            one that takes several values takes all words in a row.
     """
 
     def __init__(
@@ -116,8 +120,10 @@ class VerbParser(HfArgumentParser):
                 given.append(word)
                 value_of = value_of if value_of.nargs in ("+", "*") else None
             elif free:
-                given.append(f"--{free.pop(0)}={word}")
-                value_of = None
+                flag = f"--{free.pop(0)}"
+                value_of = self._option_string_actions[flag]
+                given += [flag, word]
+                value_of = value_of if value_of.nargs == "+" else None  # such a flag takes the words that follow, too
             else:
                 self._refuse(word)
         return given
@@ -133,6 +139,8 @@ class VerbParser(HfArgumentParser):
         flags = self._flags()
         given: list[str] = []
         for key, value in _read_mapping(path).items():
+            if key == ABOUT:
+                continue
             if key not in flags:
                 raise UsageError(
                     f"--config {path}: key {key!r}", expected="a flag of this verb", fix=_suggestion(key, flags, "")

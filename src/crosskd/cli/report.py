@@ -9,28 +9,37 @@ from pathlib import Path
 from crosskd.cli.console import output, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
-from crosskd.report.build import build_report
+from crosskd.report.build import TABLES, build_report, build_tables
 
 DESCRIPTION = """Put every scores.json, predictions.jsonl and metrics.jsonl found under some folders into one HTML file
-that needs nothing else: results, loss curves, predictions side by side."""
+that needs nothing else: results, differences to a baseline, loss curves, predictions side by side."""
 
 
 @dataclass
 class ReportArguments:
     """Flags of ``crosskd report``."""
 
-    runs: list[str] = field(metadata={"help": "folders to look into"})
-    output: str = field(default="report.html", metadata={"help": "HTML file to write"})
+    runs: list[str] = field(metadata={"help": "folders to look into; the words without a flag"})
+    output: str = field(
+        default="report.html",
+        metadata={"help": "HTML file to write; .md, .tex or .csv writes the table of results alone"},
+    )
+    baseline: str | None = field(
+        default=None, metadata={"help": "name of the model to compare the others with; default: one named untouched"}
+    )
     title: str = field(default="Distillation report", metadata={"help": "title of the page"})
     overwrite: bool = field(default=False, metadata={"help": "replace an existing file"})
 
 
 def run(words: Sequence[str]) -> None:
     """Write the page and say where it is."""
-    (arguments,) = VerbParser("report", DESCRIPTION, [ReportArguments]).parse(words)
+    (arguments,) = VerbParser("report", DESCRIPTION, [ReportArguments], positional=("runs",)).parse(words)
     start_logging()
     path = Path(arguments.output)
     if path.exists() and not arguments.overwrite:
         raise UsageError(f"--output {path}", got="a file that exists", fix="give --overwrite or another name")
-    build_report([Path(folder) for folder in arguments.runs], path, title=arguments.title)
+    if path.suffix in TABLES:
+        build_tables(arguments.runs, path)
+    else:
+        build_report(arguments.runs, path, title=arguments.title, baseline=arguments.baseline)
     output.print(f"report: {path.resolve()}")

@@ -3,87 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import cast
 
 from crosskd.errors import UsageError
-from crosskd.evaluation.metrics import metric_scores
-from crosskd.evaluation.results import PREDICTIONS, Prediction, read_predictions
-from crosskd.files import read_jsonl
+from crosskd.evaluation.bootstrap import Difference, paired_bootstrap
+from crosskd.evaluation.metrics import ROUGE_TYPES, Aggregate, exact_match_scores, f1_scores, rouge_scores
+from crosskd.evaluation.pairing import open_evaluation, pair_predictions
+from crosskd.evaluation.results import Evaluation, Prediction
+from crosskd.evaluation.score_names import score_name, shown_scores
 
-_CHUNK = 4_000_000  # resampled entries held at once: 32 MB of indices
+__all__ = [
+    "Difference",
+    "Paired",
+    "compare_predictions",
+    "example_scores",
+    "open_evaluation",
+    "pair_evaluations",
+    "pair_predictions",
+    "paired_bootstrap",
+]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean difference of two models over paired examples, second minus first.
+class Paired:
+    """Several models' answers to the same examples, in one order, with a score an example.
 
     Attributes:
-        difference: The mean, in [-1, 1].
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        examples: Number of pairs.
-        confidence: Share of intervals made this way that cover the true difference, in (0, 1).
-        resamples: Bootstrap resamples drawn.
-        seed: Seed they were drawn with.
+        evaluations: The models', the one that the others are compared with first; N predictions each.
+        scores: For each evaluation N scores in [0, 1] by metric.
     """
 
-    difference: float
-    low: float
-    high: float
-    examples: int
-    confidence: float
-    resamples: int
-    seed: int
+    evaluations: list[Evaluation]
+    scores: list[dict[str, list[float]]]
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+    def differences(
+        self, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+    ) -> list[dict[str, Difference]]:
+        """How each evaluation but the first differs from it, by metric; arguments as for `paired_bootstrap`."""
+        base, *others = self.scores
+        return [
+            {
+                metric: paired_bootstrap(base[metric], scores, resamples=resamples, confidence=confidence, seed=seed)
+                for metric, scores in other.items()
+            }
+            for other in others
+        ]
+
+    def most_different(self, metric: str, count: int) -> list[int]:
+        """Places of the ``count`` examples where any model's score differs most from the first's, largest first."""
+        base, *others = [scores[metric] for scores in self.scores]
+        gaps = [max(abs(other[index] - base[index]) for other in others) for index in range(len(base))]
+        return sorted(range(len(gaps)), key=lambda index: -gaps[index])[:count]
 
 
-def paired_bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
+def pair_evaluations(
+    evaluations: Sequence[Evaluation],
     *,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Difference:
-    """Percentile interval of ``mean(second) - mean(first)`` by resampling examples.
-
-    Both models are scored on the same examples, so examples are drawn in pairs: what makes an example hard for both
-    cancels. The interval tells how far the choice of examples moves the difference; it knows nothing of training seeds.
+    metrics: Sequence[str] | None = None,
+    rouge_aggregate: Aggregate | None = None,
+    labels: Sequence[str] | None = None,
+) -> Paired:
+    """Bring the predictions of several evaluations together, example by example, and score them in one way.
 
     Args:
-        first: N scores of the first model, one an example.
-        second: N scores of the second model on the same examples.
-        resamples: Number of resamples, at least 1.
-        confidence: In (0, 1).
-        seed: Seed of the resampling; the same seed gives the same interval.
+        evaluations: At least two.
+        metrics: Names or short names of scores (:mod:`crosskd.evaluation.score_names`); None takes what tables show,
+            the task's most telling first, with BERTScore where all have it.
+        rouge_aggregate: Over the references of an example, for ROUGE; None takes the one that they were evaluated with.
+        labels: What errors call the evaluations; None takes "the first", "the second", ...
 
     Returns:
-        The difference and its interval.
+        The pairs. F1, exact match and ROUGE are computed anew from the texts, BERTScore is taken from the files.
 
     Raises:
-        UsageError: The lengths differ, nothing was given, or a number is out of its range.
+        UsageError: An evaluation without predictions; other examples or references than the first's; an unknown metric;
+            ROUGE with other aggregates, or BERTScore of other encoders or absent from an evaluation.
     """
-    if len(first) != len(second):
-        raise UsageError(f"{len(first)} scores of the first model, {len(second)} of the second", expected="pairs")
-    if not first:
-        raise UsageError("there are no examples to compare")
-    if resamples < 1:
-        raise UsageError("resamples", got=resamples, expected="at least 1")
-    if not 0 < confidence < 1:
-        raise UsageError("confidence", got=confidence, expected="between 0 and 1")
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    means = _resampled_means(differences, resamples, seed)
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Difference(float(differences.mean()), float(low), float(high), len(differences), confidence, resamples, seed)
+    names = list(labels or ("the first", "the second", *(f"the {n}th" for n in range(3, len(evaluations) + 1))))
+    first = evaluations[0].predictions
+    pairs = [
+        pair_predictions(first, each.predictions, names=(names[0], name))
+        for each, name in zip(evaluations[1:], names[1:], strict=True)
+    ]
+    together = [evaluations[0], *(replace(e, predictions=p) for e, (_, p) in zip(evaluations[1:], pairs, strict=True))]
+    chosen = list(dict.fromkeys(map(score_name, metrics))) if metrics else _usual_metrics(together)
+    _check_encoders(chosen, together)
+    aggregate = rouge_aggregate or _common_aggregate(chosen, together)
+    return Paired(together, [example_scores(each.predictions, chosen, rouge_aggregate=aggregate) for each in together])
 
 
 def compare_predictions(
@@ -91,6 +99,7 @@ def compare_predictions(
     second: str | Path | Sequence[Prediction],
     *,
     metrics: Sequence[str] = ("f1", "exact_match", "rougeLsum"),
+    rouge_aggregate: Aggregate | None = None,
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -98,9 +107,10 @@ def compare_predictions(
     """Compare two models by their predictions on the same examples.
 
     Args:
-        first: The first model's ``predictions.jsonl``, the folder it is in, or the predictions.
+        first: The folder of the first model's evaluation, its ``predictions.jsonl``, or the predictions.
         second: The second model's.
-        metrics: ``f1``, ``exact_match``, ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum``.
+        metrics: As for :func:`pair_evaluations`, like ``rouge_aggregate``.
+        rouge_aggregate: See there.
         resamples: As for :func:`paired_bootstrap`, like ``confidence`` and ``seed``.
         confidence: See there.
         seed: See there.
@@ -109,70 +119,66 @@ def compare_predictions(
         For each metric, the second model's mean minus the first's, with its interval.
 
     Raises:
-        UsageError: The examples of the two differ (which, is said), a file is missing or broken, or a metric is
-            unknown.
+        UsageError: As for :func:`pair_evaluations`, or a file is missing or broken.
     """
-    ones, others = pair_predictions(_predictions(first), _predictions(second))
-    references = [prediction.answers for prediction in ones]
-    answers = [[prediction.prediction for prediction in side] for side in (ones, others)]
-    return {
-        metric: paired_bootstrap(
-            metric_scores(metric, answers[0], references),
-            metric_scores(metric, answers[1], references),
-            resamples=resamples,
-            confidence=confidence,
-            seed=seed,
-        )
+    sides = [open_evaluation(first), open_evaluation(second)]
+    paired = pair_evaluations(sides, metrics=metrics, rouge_aggregate=rouge_aggregate)
+    return paired.differences(resamples=resamples, confidence=confidence, seed=seed)[0]
+
+
+def example_scores(
+    predictions: Sequence[Prediction], metrics: Sequence[str], *, rouge_aggregate: Aggregate = "best"
+) -> dict[str, list[float]]:
+    """One score a prediction for each metric, by its name in ``scores.json``.
+
+    Scores that took another model are taken from the predictions, which must have them; the rest is computed.
+    """
+    texts = [prediction.prediction for prediction in predictions]
+    references = [prediction.answers for prediction in predictions]
+    found = {
+        metric: [prediction.scores[metric] for prediction in predictions]
         for metric in metrics
+        if metric.startswith("bert_score")
     }
+    if any(metric in ROUGE_TYPES for metric in metrics):
+        found |= rouge_scores(texts, references, aggregate=rouge_aggregate)
+    if "f1" in metrics:
+        found["f1"] = f1_scores(texts, references)
+    if "exact_match" in metrics:
+        found["exact_match"] = exact_match_scores(texts, references)
+    return {metric: found[metric] for metric in metrics}
 
 
-def pair_predictions(
-    first: Sequence[Prediction], second: Sequence[Prediction]
-) -> tuple[list[Prediction], list[Prediction]]:
-    """Bring the second predictions into the order of the first, example by example.
+def _usual_metrics(evaluations: Sequence[Evaluation]) -> list[str]:
+    ways = {each.computed_by("bert_score_f1") for each in evaluations}
+    with_encoder = len(ways) == 1 and _all_have("bert_score_f1", evaluations)
+    return [metric for metric in shown_scores(evaluations[:1]) if metric != "bert_score_f1" or with_encoder]
 
-    Raises:
-        UsageError: An id occurs twice, one side lacks an example, or the same id has other references.
-    """
-    by_id = {prediction.id: prediction for prediction in second}
-    ids = {prediction.id for prediction in first}
-    for side, unique, name in ((first, ids, "first"), (second, by_id, "second")):
-        if len(unique) != len(side):
-            raise UsageError(f"the {name} predictions hold an id twice", expected="one prediction an example")
-    if ids != set(by_id):
-        only = [sorted(ids - set(by_id)), sorted(set(by_id) - ids)]
-        raise UsageError(
-            "the two models answered different examples: "
-            f"{len(only[0])} only the first, {len(only[1])} only the second, such as {(only[0] or only[1])[0]!r}",
-            fix="evaluate both on the same split",
-        )
-    paired = [by_id[prediction.id] for prediction in first]
-    for one, other in zip(first, paired, strict=True):
-        if one.answers != other.answers:
+
+def _check_encoders(metrics: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
+    for metric in metrics:
+        if not metric.startswith("bert_score"):
+            continue
+        ways = dict.fromkeys(each.computed_by(metric) or "none" for each in evaluations)
+        if not _all_have(metric, evaluations) or len(ways) > 1:
             raise UsageError(
-                f"example {one.id!r} has other references in the second predictions",
-                fix="evaluate both on the same data",
+                f"{metric} cannot be compared",
+                got="encoders " + "; ".join(ways) if len(ways) > 1 else "predictions without it",
+                fix="evaluate all with the same --bert_score_model and --bert_score_layer",
             )
-    return list(first), paired
 
 
-def _predictions(source: str | Path | Sequence[Prediction]) -> list[Prediction]:
-    if not isinstance(source, str | Path):
-        return list(source)
-    path = Path(source) / PREDICTIONS if Path(source).is_dir() else Path(source)
-    try:
-        return read_predictions(read_jsonl(path))
-    except KeyError as error:
-        raise UsageError(f"{path} has a line without {error}", expected="a predictions.jsonl of crosskd") from error
+def _all_have(metric: str, evaluations: Sequence[Evaluation]) -> bool:
+    return all(metric in prediction.scores for each in evaluations for prediction in each.predictions)
 
 
-def _resampled_means(differences: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    generator = np.random.default_rng(seed)
-    count = len(differences)
-    step = max(1, _CHUNK // count)
-    chunks = [
-        differences[generator.integers(0, count, size=(min(step, resamples - start), count))].mean(axis=1)
-        for start in range(0, resamples, step)
-    ]
-    return np.concatenate(chunks)
+def _common_aggregate(metrics: Sequence[str], evaluations: Sequence[Evaluation]) -> Aggregate:
+    """The aggregate that the evaluations were made with; a bare ``predictions.jsonl`` goes with any."""
+    found = dict.fromkeys(str(each.settings.get("rouge_aggregate", "best")) for each in evaluations if each.scores)
+    if len(found) > 1 and any(metric in ROUGE_TYPES for metric in metrics):
+        raise UsageError(
+            "the evaluations were made with different --rouge_aggregate",
+            got=" and ".join(found),
+            fix="give --rouge_aggregate best or mean: ROUGE is then computed anew for all",
+        )
+    return cast(Aggregate, next(iter(found), "best"))

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.generation import generate_answers
-from crosskd.evaluation.metrics import bert_score, bert_score_settings, exact_match, f1, rouge
+from crosskd.evaluation.metrics import Aggregate
 from crosskd.evaluation.results import Evaluation, Prediction
+from crosskd.evaluation.scoring import Scoring, score
 from crosskd.models.limits import longest_prompt
 from crosskd.text.prompts import Prompt, PromptBuilder, PromptStyle
 from crosskd.text.tasks import Task, load_task
@@ -33,6 +34,7 @@ def evaluate(
     max_new_tokens: int = 150,
     batch_size: int = 8,
     max_length: int | None = None,
+    rouge_aggregate: Aggregate = "best",
     bert_score_model: str | None = None,
     bert_score_layer: int | None = None,
     advance: Callable[[int], None] | None = None,
@@ -52,6 +54,8 @@ def evaluate(
         batch_size: Examples answered at once.
         max_length: Longest prompt and answer together, in tokens (encoder-decoder models: longest prompt); None takes
             the model's limit. Longer contexts lose their front, and `Evaluation.truncated_examples` counts them.
+        rouge_aggregate: Over the references of an example, ROUGE takes the ``"best"`` or the ``"mean"``; F1 and exact
+            match always take the best.
         bert_score_model: Encoder for BERTScore (a hub id or folder); None leaves BERTScore out.
         bert_score_layer: Its layer; None takes the one that ``bert-score`` recommends.
         advance: Called with the number of examples answered since the last call (progress bars).
@@ -60,7 +64,8 @@ def evaluate(
         Scores, predictions and the settings they were made with.
 
     Raises:
-        UsageError: No examples, an example without answers, or a prompt that does not fit even without context.
+        UsageError: No examples, an example without answers, a prompt that does not fit even without context, or an
+            encoder that BERTScore cannot use; all before anything is generated.
 
     Example:
         >>> evaluate(model, examples, "qa", tokenizer=tokenizer).scores["f1"]  # doctest: +SKIP
@@ -69,35 +74,20 @@ def evaluate(
     task = load_task(task) if isinstance(task, str) else task
     rows: list[Any] = list(examples)
     _check_examples(rows)
-    encoder = None if bert_score_model is None else bert_score_settings(bert_score_model, bert_score_layer)
-    builder = PromptBuilder(
-        tokenizer,
-        task,
-        number_few_shot=number_few_shot,
-        style=prompt_style,
-        append_eos=model.config.is_encoder_decoder,  # as their encoders were trained
-    )
-    longest = longest_prompt(model.config, tokenizer, max_length, max_new_tokens)
-    prompts = [builder.build(row, max_tokens=longest) for row in rows]
+    limit = longest_prompt(model.config, tokenizer, max_length, max_new_tokens)
+    ends = model.config.is_encoder_decoder  # as their encoders were trained
+    builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style, append_eos=ends)
+    prompts = [builder.build(row, max_tokens=limit) for row in rows]
+    scoring = Scoring.prepare(task, rouge_aggregate, bert_score_model, bert_score_layer)
     started = time.perf_counter()
     answers = generate_answers(
-        model,
-        tokenizer,
-        [prompt.ids for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        shared_prefix=builder.shared_prefix_ids,
-        advance=advance,
-    )
+        model, tokenizer, [prompt.ids for prompt in prompts],
+        max_new_tokens=max_new_tokens, batch_size=batch_size, shared_prefix=builder.shared_prefix_ids, advance=advance,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
-    predictions = [
-        _prediction(index, row, answer) for index, (row, answer) in enumerate(zip(rows, answers, strict=True))
-    ]
-    scores = score(answers, [prediction.answers for prediction in predictions])
-    if encoder is not None:
-        scores |= _bert_scores(predictions, bert_score_model, bert_score_layer)
-    limits = {"max_new_tokens": max_new_tokens, "longest_prompt": longest, "batch_size": batch_size}
-    settings = {**_model_facts(model), "prompt_style": prompt_style, **limits, "bert_score": encoder}
+    predictions, scores = scoring.apply(rows, answers)
+    limits = {"max_new_tokens": max_new_tokens, "longest_prompt": limit, "batch_size": batch_size}
+    settings = {**_model_facts(model), "prompt_style": prompt_style, **limits, **scoring.settings, **_counts(prompts)}
     return Evaluation(
         name=name or settings["model"] or type(model).__name__,
         task=task.name,
@@ -107,17 +97,8 @@ def evaluate(
         seconds=seconds,
         number_few_shot=number_few_shot,
         truncated_examples=sum(prompt.context_tokens_dropped > 0 for prompt in prompts),
-        settings={**settings, "context_tokens_dropped": _dropped(prompts), "finished": _now()},
+        settings=settings,
     )
-
-
-def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """All scores that need no further model: ``f1``, ``exact_match`` and the four of ROUGE, each in [0, 1]."""
-    return {
-        "f1": f1(predictions, references),
-        "exact_match": exact_match(predictions, references),
-        **rouge(predictions, references),
-    }
 
 
 def _check_examples(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -128,16 +109,6 @@ def _check_examples(rows: Sequence[Mapping[str, Any]]) -> None:
             raise UsageError(f"example {row.get('id', index)!r} has no answers", expected="at least one reference")
 
 
-def _prediction(index: int, row: Mapping[str, Any], answer: str) -> Prediction:
-    return Prediction(str(row.get("id", index)), row.get("question") or "", list(row["answers"]), answer)
-
-
-def _bert_scores(predictions: Sequence[Prediction], model: str | None, layer: int | None) -> dict[str, float]:
-    texts = [prediction.prediction for prediction in predictions]
-    measured = bert_score(texts, [prediction.answers for prediction in predictions], model=model, layer=layer)
-    return {f"bert_score_{part}": value for part, value in measured.items()}
-
-
 def _model_facts(model: PreTrainedModel) -> dict[str, Any]:
     return {
         "model": getattr(model.config, "name_or_path", ""),
@@ -146,9 +117,8 @@ def _model_facts(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _dropped(prompts: Sequence[Prompt]) -> int:
-    return sum(prompt.context_tokens_dropped for prompt in prompts)
+def _counts(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    return {
+        "context_tokens_dropped": sum(prompt.context_tokens_dropped for prompt in prompts),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,7 +1,8 @@
 """Scores of predictions against references: F1, exact match, ROUGE and BERTScore, all in [0, 1].
 
 Every metric comes twice: ``f1`` is the mean over the examples, ``f1_scores`` gives one score an example, which is
-what intervals and paired comparisons need. An example may have several references; the best one counts.
+what intervals and paired comparisons need. An example may have several references; the best one counts, or for ROUGE
+their mean where it is asked for.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Literal
 from rouge_score.rouge_scorer import RougeScorer
 
 from crosskd.errors import UsageError
-from crosskd.evaluation.bertscore import bert_score, bert_score_scores, bert_score_settings
+from crosskd.evaluation.bertscore import BertScorer, bert_score, bert_score_scores, bert_score_settings
 from crosskd.evaluation.checks import check_references, mean
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
     "ROUGE_TYPES",
+    "BertScorer",
     "bert_score",
     "bert_score_scores",
     "bert_score_settings",
@@ -180,18 +182,24 @@ def split_sentences(text: str) -> str:
     return _SENTENCE_END.sub(lambda end: end.group(1) + "\n", text.strip())
 
 
-def metric_scores(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def metric_scores(
+    metric: str,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    rouge_aggregate: Aggregate = "best",
+) -> list[float]:
     """One score an example for a metric by name: ``f1``, ``exact_match`` or one of :data:`ROUGE_TYPES`.
 
     Raises:
-        UsageError: Unknown metric, or as for :func:`f1_scores`.
+        UsageError: Unknown metric, or as for :func:`rouge_scores`.
     """
     if metric == "f1":
         return f1_scores(predictions, references)
     if metric == "exact_match":
         return exact_match_scores(predictions, references)
     if metric in ROUGE_TYPES:
-        return rouge_scores(predictions, references)[metric]
+        return rouge_scores(predictions, references, aggregate=rouge_aggregate)[metric]
     raise UsageError("metric", got=metric, expected="f1, exact_match, " + ", ".join(ROUGE_TYPES))
 
 

@@ -17,12 +17,22 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered example: its ``id``, ``question`` (may be empty), references (``answers``) and ``prediction``."""
+    """One answered example.
+
+    Attributes:
+        id: The example's.
+        question: May be empty.
+        answers: All references.
+        prediction: The model's answer.
+        scores: Scores of this answer that took another model to compute, in [0, 1] (BERTScore); others follow from
+            the texts.
+    """
 
     id: str
     question: str
     answers: list[str]
     prediction: str
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class Evaluation:
         seconds: Wall-clock time of the generation alone.
         number_few_shot: Shots in the prompt.
         truncated_examples: Examples whose context was shortened to fit.
-        settings: What else decides the scores (model, prompt style, limits, dtype, ...).
+        settings: What else decides the scores (model, prompt style, limits, dtype, ``rouge_aggregate``, encoder of
+            BERTScore, ...), and the task's ``metrics``.
         crosskd_version: Version that computed them.
     """
 
@@ -54,6 +65,18 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
     crosskd_version: str = __version__
 
+    def computed_by(self, metric: str) -> str:
+        """How a score came about, in words, for those that can be computed in several ways; else an empty string.
+
+        Two scores of the same metric can be compared where this is the same.
+        """
+        if metric.startswith("rouge"):
+            return f"{self.settings.get('rouge_aggregate', 'best')} of the references"
+        encoder = self.settings.get("bert_score")
+        if metric.startswith("bert_score") and encoder:
+            return f"{encoder['model']}, layer {encoder['layer']}, bert-score {encoder['version']}"
+        return ""
+
     def save(self, folder: str | Path) -> Path:
         """Write ``predictions.jsonl`` and then ``scores.json`` into ``folder``, each in one step.
 
@@ -64,7 +87,10 @@ class Evaluation:
         """
         place = Path(folder)
         record = asdict(self)
-        write_jsonl(place / PREDICTIONS, record.pop("predictions"))
+        rows = record.pop("predictions")
+        write_jsonl(
+            place / PREDICTIONS, ({key: row[key] for key in row if key != "scores" or row[key]} for row in rows)
+        )
         write_json(place / SCORES, record)
         return place
 
@@ -90,5 +116,13 @@ def read_predictions(rows: Iterable[Mapping[str, Any]]) -> list[Prediction]:
 
     Raises:
         KeyError: A row lacks a key.
+        TypeError: A row's ``answers`` are no list, or its ``prediction`` is no text.
     """
-    return [Prediction(str(row["id"]), row["question"], list(row["answers"]), row["prediction"]) for row in rows]
+    return [_read_prediction(row) for row in rows]
+
+
+def _read_prediction(row: Mapping[str, Any]) -> Prediction:
+    answers, text = row["answers"], row["prediction"]
+    if not isinstance(answers, list) or not isinstance(text, str):
+        raise TypeError("answers that are no list" if isinstance(text, str) else "a prediction that is no text")
+    return Prediction(str(row["id"]), row["question"], answers, text, dict(row.get("scores") or {}))

@@ -13,12 +13,16 @@ from markupsafe import Markup
 from crosskd import __version__
 from crosskd.errors import UsageError, did_you_mean
 from crosskd.evaluation.results import Evaluation
+from crosskd.evaluation.score_names import HEADINGS, how_computed, shown_scores
 from crosskd.files import write_text
 from crosskd.report.collect import Collection, collect
 from crosskd.report.curves import SERIES, dash_pattern, loss_curves
 from crosskd.report.differences import DifferenceRow, difference_rows
 from crosskd.report.predictions import PredictionCard, prediction_cards
-from crosskd.report.tables import SCORE_COLUMNS, best_scores, percent
+from crosskd.report.tables import best_scores, csv_table, latex_table, markdown_table, percent, points
+
+#: Endings of files that hold tables alone.
+TABLES = (".md", ".tex", ".csv")
 
 _BASELINE_WORDS = ("untouched", "baseline")
 
@@ -30,6 +34,8 @@ class Section:
     task: str
     examples: int
     evaluations: list[Evaluation]
+    columns: list[tuple[str, str]]
+    note: str
     best: dict[str, float]
     baseline: str | None
     differences: list[DifferenceRow]
@@ -70,8 +76,38 @@ def build_report(
     found = collect(folders)
     names = [evaluation.name for evaluation in found.evaluations]
     if baseline is not None and baseline not in names:
-        raise UsageError("baseline", got=baseline, fix=did_you_mean(baseline, names))
+        raise UsageError("--baseline", got=baseline, expected="a model's name", fix=did_you_mean(baseline, names))
     return write_text(path, _render(found, title, baseline))
+
+
+def build_tables(folders: Sequence[str | Path], output: str | Path) -> Path:
+    """Write the tables of results alone, as Markdown, LaTeX or CSV.
+
+    Args:
+        folders: As for `build_report`.
+        output: A file that ends in ``.md``, ``.tex`` or ``.csv``. CSV is one table, the others have one for each task
+            and set of examples.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: No evaluation is found, a broken file, or another ending.
+    """
+    path = Path(output)
+    if path.suffix not in TABLES:
+        raise UsageError(f"--output {path}", got=f"the ending {path.suffix!r}", expected=", ".join(TABLES))
+    evaluations = collect(folders).evaluations
+    if not evaluations:
+        raise UsageError("there is no evaluation below " + ", ".join(map(str, folders)), expected="a scores.json")
+    if path.suffix == ".csv":
+        return write_text(path, csv_table(evaluations))
+    make, start = {".md": (markdown_table, ""), ".tex": (latex_table, "% ")}[path.suffix]
+    parts = []
+    for group in _groups(evaluations):
+        title = f"Task {group[0].task}, {group[0].examples} examples. {how_computed(group)}".strip()
+        parts.append(f"{start}{title}\n\n{make(group)}")
+    return write_text(path, "\n".join(parts))
 
 
 def _render(found: Collection, title: str, baseline: str | None) -> str:
@@ -83,7 +119,7 @@ def _render(found: Collection, title: str, baseline: str | None) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    environment.filters["points"] = _points
+    environment.filters["points"] = points
     runs = [
         {"name": log.name, "series": index % SERIES + 1, "dashes": dash_pattern(index)}
         for index, log in enumerate(found.logs)
@@ -91,7 +127,6 @@ def _render(found: Collection, title: str, baseline: str | None) -> str:
     return environment.get_template("report.html.jinja").render(
         title=title,
         version=__version__,
-        columns=SCORE_COLUMNS,
         sections=[_section(group, baseline) for group in _groups(found.evaluations)],
         runs=runs,
         # The SVG is made here, from numbers and escaped titles, and the only markup that is not escaped.
@@ -107,6 +142,8 @@ def _section(evaluations: list[Evaluation], baseline: str | None) -> Section:
         task=evaluations[0].task,
         examples=evaluations[0].examples,
         evaluations=evaluations,
+        columns=[(name, HEADINGS[name]) for name in shown_scores(evaluations)],
+        note=how_computed(evaluations),
         best=best_scores(evaluations),
         baseline=reference.name if reference else None,
         differences=rows,
@@ -129,11 +166,6 @@ def _baseline(evaluations: Sequence[Evaluation], name: str | None) -> Evaluation
         return next((each for each in evaluations if each.name == name), None)
     named = [each for each in evaluations if any(word in each.name.lower() for word in _BASELINE_WORDS)]
     return named[0] if named else None
-
-
-def _points(value: float) -> str:
-    """A difference in [-1, 1] times 100, with its sign (a real minus) and two decimals."""
-    return f"{100 * value:+.2f}".replace("-", "−")
 
 
 def _flat(record: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, str]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crosskd.errors import UsageError
-from crosskd.evaluation.compare import Difference, compare_predictions
+from crosskd.evaluation.compare import Difference, pair_evaluations
 from crosskd.evaluation.results import Evaluation
-from crosskd.report.tables import SCORE_COLUMNS
+from crosskd.evaluation.score_names import shown_scores
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,15 @@ class Whisker:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """One model against the baseline; a whisker for each column of the results."""
+    """One model against the baseline; a whisker for each column of the results, or None where there is none."""
 
     name: str
-    whiskers: list[Whisker]
+    whiskers: list[Whisker | None]
+
+    @property
+    def sample(self) -> Difference | None:
+        """Any of the differences: all have the same number of examples and resamples."""
+        return next((whisker.difference for whisker in self.whiskers if whisker), None)
 
 
 def difference_rows(baseline: Evaluation, evaluations: Sequence[Evaluation]) -> tuple[list[DifferenceRow], list[str]]:
@@ -35,26 +40,32 @@ def difference_rows(baseline: Evaluation, evaluations: Sequence[Evaluation]) -> 
 
     Returns:
         A row for each evaluation whose predictions pair up with the baseline's, all on one axis a column; and the
-        names of the others.
+        names of the others. A score that the two computed in different ways, or that one lacks, has no difference.
     """
-    metrics = [metric for metric, _ in SCORE_COLUMNS]
-    found: list[tuple[str, list[Difference]]] = []
+    metrics = shown_scores(evaluations)
+    found: list[tuple[str, dict[str, Difference]]] = []
     unpaired: list[str] = []
     for each in evaluations:
         if each is baseline:
             continue
+        alike = [metric for metric in metrics if _can_compare(metric, baseline, each)]
         try:
-            compared = compare_predictions(baseline.predictions, each.predictions, metrics=metrics)
+            found.append((each.name, pair_evaluations([baseline, each], metrics=alike).differences()[0]))
         except UsageError:
             unpaired.append(each.name)
-        else:
-            found.append((each.name, [compared[metric] for metric in metrics]))
-    axes = [_axis([differences[column] for _, differences in found]) for column in range(len(metrics))]
+    axes = {metric: _axis([compared[metric] for _, compared in found if metric in compared]) for metric in metrics}
     rows = [
-        DifferenceRow(name, [_whisker(difference, *axis) for difference, axis in zip(differences, axes, strict=True)])
-        for name, differences in found
+        DifferenceRow(name, [_whisker(compared[m], *axes[m]) if m in compared else None for m in metrics])
+        for name, compared in found
     ]
     return rows, unpaired
+
+
+def _can_compare(metric: str, baseline: Evaluation, other: Evaluation) -> bool:
+    if baseline.computed_by(metric) != other.computed_by(metric):
+        return False
+    rows = [*baseline.predictions, *other.predictions]
+    return not metric.startswith("bert_score") or all(metric in row.scores for row in rows)
 
 
 def _axis(differences: Sequence[Difference]) -> tuple[float, float]:

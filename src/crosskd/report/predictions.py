@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crosskd.evaluation.metrics import exact_match_scores, metric_scores
+from crosskd.evaluation.compare import example_scores
+from crosskd.evaluation.metrics import exact_match_scores
 from crosskd.evaluation.results import Evaluation, Prediction
+from crosskd.evaluation.score_names import HEADINGS, shown_scores
 
 SHOWN = 10
 
@@ -40,7 +42,8 @@ def prediction_cards(evaluations: Sequence[Evaluation], count: int = SHOWN) -> l
         count: Cards at most.
 
     Returns:
-        The cards, in the order of the examples. Answers to questions carry F1, summaries ROUGE-Lsum.
+        The cards, in the order of the examples. Answers carry the score that is the task's most telling; where that
+        is not known, F1 if there is a question, else ROUGE-Lsum.
     """
     answered = [each for each in evaluations if each.predictions]
     if not answered:
@@ -48,18 +51,25 @@ def prediction_cards(evaluations: Sequence[Evaluation], count: int = SHOWN) -> l
     by_id = [{prediction.id: prediction for prediction in each.predictions} for each in answered]
     shared = [each for each in answered[0].predictions if all(each.id in found for found in by_id)]
     chosen = [shared[index * len(shared) // count] for index in range(count)] if len(shared) > count else shared
-    names = [each.name for each in answered]
-    return [_card(example, names, [found[example.id] for found in by_id]) for example in chosen]
+    return [_card(example, answered, [found[example.id] for found in by_id]) for example in chosen]
 
 
-def _card(example: Prediction, names: Sequence[str], predictions: Sequence[Prediction]) -> PredictionCard:
-    metric, heading = ("f1", "F1") if example.question else ("rougeLsum", "ROUGE-Lsum")
+def _card(example: Prediction, evaluations: Sequence[Evaluation], predictions: Sequence[Prediction]) -> PredictionCard:
+    metric = _metric(example, evaluations[0], predictions)
+    aggregate = evaluations[0].settings.get("rouge_aggregate", "best")
+    scores = example_scores(predictions, [metric], rouge_aggregate=aggregate)[metric]
     texts = [prediction.prediction for prediction in predictions]
-    references = [prediction.answers for prediction in predictions]
-    scores = metric_scores(metric, texts, references)
-    exact = exact_match_scores(texts, references)
+    exact = exact_match_scores(texts, [prediction.answers for prediction in predictions])
     answers = [
-        Answer(name, text, score, same == 1.0)
-        for name, text, score, same in zip(names, texts, scores, exact, strict=True)
+        Answer(each.name, text, score, same == 1.0)
+        for each, text, score, same in zip(evaluations, texts, scores, exact, strict=True)
     ]
-    return PredictionCard(example.id, example.question, example.answers, heading, answers)
+    return PredictionCard(example.id, example.question, example.answers, HEADINGS[metric], answers)
+
+
+def _metric(example: Prediction, first: Evaluation, predictions: Sequence[Prediction]) -> str:
+    if first.settings.get("metrics"):
+        for metric in shown_scores([first]):
+            if not metric.startswith("bert_score") or all(metric in each.scores for each in predictions):
+                return metric
+    return "f1" if example.question else "rougeLsum"

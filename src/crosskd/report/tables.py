@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from crosskd.errors import UsageError
 from crosskd.evaluation.results import Evaluation
-
-#: Columns of every table: score's name in ``scores.json``, heading.
-SCORE_COLUMNS = (("f1", "F1"), ("exact_match", "EM"), ("rougeLsum", "ROUGE-Lsum"))
+from crosskd.evaluation.score_names import HEADINGS, how_computed, made_alike, shown_scores
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
 }  # fmt: skip
 
 
@@ -25,20 +25,27 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def results_table(evaluations: Sequence[Evaluation], *, title: str | None = None) -> Table:
-    """The table that the terminal shows: model, F1, EM, ROUGE-Lsum (times 100), examples, seconds.
+def points(value: float) -> str:
+    """A difference in [-1, 1] times 100, with its sign (a real minus) and two decimals."""
+    return f"{100 * value:+.2f}".replace("-", "−")
 
-    The best score of a column is bold where there is more than one row.
+
+def results_table(evaluations: Sequence[Evaluation], *, title: str | None = None) -> Table:
+    """The table that the terminal shows: model, scores times 100, examples, seconds.
+
+    The scores are F1, exact match, ROUGE-Lsum and, where any evaluation has it, BERTScore; the task's most telling one
+    comes first. The best score of a column is bold where there is more than one row.
     """
-    table = Table(title=title)
+    note = how_computed(evaluations)
+    table = Table(title=title, caption=Text(note) if note else None, caption_justify="left")
     table.add_column("model")
-    for heading in headings()[1:]:
+    for heading in headings(evaluations)[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
     best = best_scores(evaluations)
     for evaluation in evaluations:
         scores = [
             Text(percent(value), style="bold" if value is not None and value == best.get(name) else "")
-            for name, _ in SCORE_COLUMNS
+            for name in shown_scores(evaluations)
             for value in [evaluation.scores.get(name)]
         ]
         # Text, not str: a model's name in square brackets is no markup.
@@ -48,58 +55,105 @@ def results_table(evaluations: Sequence[Evaluation], *, title: str | None = None
 
 def markdown_table(evaluations: Sequence[Evaluation]) -> str:
     """The same table in Markdown."""
-    rows = [headings(), ["---", *["---:"] * (len(headings()) - 1)], *map(_cells, evaluations)]
-    return "".join("| " + " | ".join(_markdown(cell) for cell in row) + " |\n" for row in rows)
+    return markdown_rows(headings(evaluations), _rows(evaluations), texts=1)
 
 
 def latex_table(evaluations: Sequence[Evaluation]) -> str:
     """The same table as a LaTeX ``tabular`` with the rules of the ``booktabs`` package."""
-    columns = "l" + "r" * (len(headings()) - 1)
+    return latex_rows(headings(evaluations), _rows(evaluations), texts=1)
+
+
+def csv_table(evaluations: Sequence[Evaluation]) -> str:
+    """Everything in ``scores.json`` that is a number, as CSV: all scores in [0, 1] and unrounded, one row a model.
+
+    Says also how ROUGE and BERTScore were computed.
+    """
+    names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores))
+    encoders = ["model", "layer", "version"] if any(name.startswith("bert_score") for name in names) else []
+    rows = []
+    for each in evaluations:
+        scores = [each.scores.get(name, "") for name in names]
+        encoder = each.settings.get("bert_score") or {}
+        how = [each.settings.get("rouge_aggregate", "best"), *(encoder.get(fact, "") for fact in encoders)]
+        counts = [each.examples, each.truncated_examples, each.seconds]
+        rows.append([each.name, each.task, each.number_few_shot, *scores, *counts, *how])
+    head = ["name", "task", "number_few_shot", *names, "examples", "truncated_examples", "seconds", "rouge_aggregate"]
+    return csv_rows([*head, *(f"bert_score_{fact}" for fact in encoders)], rows)
+
+
+def headings(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Headings of the table's columns."""
+    return ["model", *(HEADINGS[name] for name in shown_scores(evaluations)), "examples", "seconds"]
+
+
+def best_scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """The highest score of each column; none where there is nothing to compare, or what cannot be compared."""
+    if len(evaluations) < 2:
+        return {}
+    found = {
+        name: [evaluation.scores[name] for evaluation in evaluations if name in evaluation.scores]
+        for name in shown_scores(evaluations)
+        if made_alike(name, evaluations)
+    }
+    return {name: max(values) for name, values in found.items() if values}
+
+
+def markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """A Markdown table; the first ``texts`` columns are aligned to the left, the rest to the right."""
+    rule = ["---"] * texts + ["---:"] * (len(head) - texts)
+    return "".join("| " + " | ".join(_markdown(cell) for cell in row) + " |\n" for row in (head, rule, *rows))
+
+
+def latex_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """A LaTeX ``tabular`` (``booktabs``); columns as for `markdown_rows`."""
     lines = [
-        rf"\begin{{tabular}}{{{columns}}}",
+        rf"\begin{{tabular}}{{{'l' * texts}{'r' * (len(head) - texts)}}}",
         r"\toprule",
-        _latex_row(headings()),
+        _latex_row(head),
         r"\midrule",
-        *(_latex_row(_cells(evaluation)) for evaluation in evaluations),
+        *map(_latex_row, rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def csv_table(evaluations: Sequence[Evaluation]) -> str:
-    """Everything in ``scores.json`` that is a number, as CSV: all scores in [0, 1] and unrounded, one row a model."""
-    names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores))
+def csv_rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Comma-separated values, quoted where they must be."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["name", "task", "number_few_shot", *names, "examples", "truncated_examples", "seconds"])
-    for each in evaluations:
-        scores = [each.scores.get(name, "") for name in names]
-        writer.writerow(
-            [each.name, each.task, each.number_few_shot, *scores, each.examples, each.truncated_examples, each.seconds]
-        )
+    writer.writerow(head)
+    writer.writerows(rows)
     return stream.getvalue()
 
 
-def headings() -> list[str]:
-    """Headings of the table's columns."""
-    return ["model", *(heading for _, heading in SCORE_COLUMNS), "examples", "seconds"]
+def check_file(path: Path, endings: Iterable[str], *, overwrite: bool) -> str:
+    """Make sure that a file can be written, before its content is computed.
+
+    Args:
+        path: The file.
+        endings: Those that it may have.
+        overwrite: Whether it may exist.
+
+    Returns:
+        Its ending, such as ``".csv"``.
+
+    Raises:
+        UsageError: It is a folder, exists, or has another ending.
+    """
+    known = list(endings)
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder", expected=f"a file name that ends in {' or '.join(known)}")
+    if path.suffix.lower() not in known:
+        raise UsageError(f"--output {path}", got=f"the ending {path.suffix!r}", expected=", ".join(known))
+    if path.exists() and not overwrite:
+        raise UsageError(f"--output {path}", got="a file that exists", fix="give --overwrite or another name")
+    return path.suffix.lower()
 
 
-def best_scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    """The highest score of each column; empty where there is nothing to compare."""
-    if len(evaluations) < 2:
-        return {}
-    found = {
-        name: [evaluation.scores[name] for evaluation in evaluations if name in evaluation.scores]
-        for name, _ in SCORE_COLUMNS
-    }
-    return {name: max(values) for name, values in found.items() if values}
-
-
-def _cells(evaluation: Evaluation) -> list[str]:
-    scores = [percent(evaluation.scores.get(name)) for name, _ in SCORE_COLUMNS]
-    return [evaluation.name, *scores, *_counts(evaluation)]
+def _rows(evaluations: Sequence[Evaluation]) -> list[list[str]]:
+    names = shown_scores(evaluations)
+    return [[each.name, *(percent(each.scores.get(name)) for name in names), *_counts(each)] for each in evaluations]
 
 
 def _counts(evaluation: Evaluation) -> list[str]:
