@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crosskd.errors import UsageError
-from crosskd.evaluation import compare
+from crosskd.evaluation import bootstrap
 from crosskd.evaluation.compare import compare_predictions, paired_bootstrap
 from crosskd.evaluation.results import Evaluation, Prediction
 
@@ -55,8 +55,8 @@ def test_higher_confidence_is_wider_and_the_seed_decides():
 
 
 def test_resampling_in_chunks_draws_all_resamples(monkeypatch):
-    monkeypatch.setattr(compare, "_CHUNK", 7)
-    means = compare._resampled_means(np.array([0.0, 1.0, 2.0]), 25, seed=0)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 7)
+    means = bootstrap._resampled_means(np.array([0.0, 1.0, 2.0]), 25, seed=0)
     assert means.shape == (25,)
     assert np.all((means >= 0) & (means <= 2))
 
@@ -92,12 +92,12 @@ def test_files_are_paired_by_id_whatever_their_order(tmp_path):
 
 def test_different_examples_are_an_error():
     ones = predictions("a", "b", "c")
-    with pytest.raises(UsageError, match="1 only the first, 0 only the second, such as 'q2'"):
+    with pytest.raises(UsageError, match="1 only in the first, 0 only in the second, such as 'q2'"):
         compare_predictions(ones, ones[:2])
     other = [*ones[:2], Prediction("q2", "who?", ["somebody else"], "c")]
     with pytest.raises(UsageError, match="'q2' has other references"):
         compare_predictions(ones, other)
-    with pytest.raises(UsageError, match="second predictions hold an id twice"):
+    with pytest.raises(UsageError, match="the second holds an id twice"):
         compare_predictions(ones, [*ones, ones[0]])
 
 

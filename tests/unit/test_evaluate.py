@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from crosskd.evaluation.evaluate import evaluate
 from crosskd.evaluation.metrics import exact_match, f1, rouge
 from crosskd.evaluation.results import Evaluation
 from crosskd.text.tasks import load_task
+from helpers_encoders import save_bert
 
 EXAMPLES = [
     {"id": "a", "title": "", "context": "Ann lives in Rome. " * 3, "question": "Where is Ann?", "answers": ["Rome"]},
@@ -151,16 +150,12 @@ def test_summaries_have_no_question(model, tokenizer):
     assert (found.predictions[0].id, found.predictions[0].question) == ("7", "")
 
 
-def test_bert_score_is_added_with_its_encoder(model, tokenizer, monkeypatch):
-    module = ModuleType("bert_score")
-    halves = torch.full((3,), 0.5)
-    settings = {"score": lambda *_, **__: (halves, halves, halves), "__version__": "0.3.13"}
-    module.__dict__.update(settings, utils=SimpleNamespace(model2layers={}))
-    monkeypatch.setitem(sys.modules, "bert_score", module)
-    monkeypatch.setattr("crosskd.evaluation.evaluate.generate_answers", lambda *_, **__: ["x", "y", "z"])
-    found = evaluate(model, EXAMPLES, "qa", tokenizer=tokenizer, bert_score_model="my/encoder", bert_score_layer=3)
-    assert found.scores["bert_score_f1"] == 0.5
-    assert found.settings["bert_score"] == {"model": "my/encoder", "layer": 3, "version": "0.3.13"}
+def test_bert_score_is_added_with_its_encoder(model, tokenizer, monkeypatch, tmp_path):
+    encoder = str(save_bert(tmp_path / "encoder"))
+    monkeypatch.setattr("crosskd.evaluation.evaluate.generate_answers", lambda *_, **__: ["hills", "sea", "river"])
+    found = evaluate(model, EXAMPLES, "qa", tokenizer=tokenizer, bert_score_model=encoder, bert_score_layer=2)
+    assert 0 < found.scores["bert_score_f1"] < 1
+    assert found.settings["bert_score"] == {"model": encoder, "layer": 2, "version": "0.3.13"}
 
 
 @pytest.mark.parametrize(

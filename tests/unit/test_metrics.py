@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 
 from crosskd.errors import UsageError
 from crosskd.evaluation import metrics
 from crosskd.evaluation.metrics import (
     bert_score,
-    bert_score_scores,
-    bert_score_settings,
     exact_match,
     exact_match_scores,
     f1,
@@ -113,48 +109,6 @@ def test_bad_input(metric, predictions, references, message):
 def test_unknown_aggregate():
     with pytest.raises(UsageError, match="aggregate: got 'median'"):
         rouge(["a"], [["a"]], aggregate="median")
-
-
-@pytest.fixture
-def fake_bert_score(monkeypatch):
-    """The package's interface as of version 0.3.13, without its dependencies; records what it was asked."""
-    asked = {}
-
-    def score(cands, refs, **settings):
-        assert all(cands)
-        assert all(reference for several in refs for reference in several)
-        asked.update(settings, cands=cands, refs=refs)
-        count = len(cands)
-        return torch.full((count,), 0.5), torch.full((count,), 1.0000002), torch.full((count,), -0.1)
-
-    module = ModuleType("bert_score")
-    module.__dict__.update(
-        score=score, __version__="0.3.13", utils=SimpleNamespace(model2layers={"roberta-large": 17}), asked=asked
-    )
-    monkeypatch.setitem(sys.modules, "bert_score", module)
-    return asked
-
-
-def test_bert_score_passes_model_and_layer_on_and_stays_in_range(fake_bert_score):
-    assert bert_score(["a"], [["b", "c"]]) == {"precision": 0.5, "recall": 1.0, "f1": 0.0}
-    assert (fake_bert_score["model_type"], fake_bert_score["num_layers"]) == ("roberta-large", 17)
-    assert fake_bert_score["refs"] == [["b", "c"]]
-    assert bert_score_settings() == {"model": "roberta-large", "layer": 17, "version": "0.3.13"}
-
-
-def test_bert_score_gives_empty_texts_nothing(fake_bert_score):
-    scores = bert_score_scores(["", "a", "b"], [["x"], ["y", " "], [""]])
-    assert scores["precision"] == [0.0, 0.5, 0.0]
-    assert (fake_bert_score["cands"], fake_bert_score["refs"]) == (["a"], [["y"]])
-    assert bert_score_scores([""], [["x"]])["recall"] == [0.0]
-
-
-def test_bert_score_needs_a_layer_for_a_model_of_ones_own(fake_bert_score, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 4}')
-    with pytest.raises(UsageError, match=r"recommends no layer.*from 1 to 4"):
-        bert_score(["a"], [["b"]], model=str(tmp_path))
-    bert_score(["a"], [["b"]], model=str(tmp_path), layer=3)
-    assert (fake_bert_score["model_type"], fake_bert_score["num_layers"]) == (str(tmp_path), 3)
 
 
 def test_bert_score_names_the_extra(monkeypatch):

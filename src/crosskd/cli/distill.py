@@ -27,7 +27,8 @@ from crosskd.training.trainer import DistillationTrainer
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Train a student on prepared examples: with a live teacher (--teacher), with what it left
-(--teacher_cache), or alone (--method sft). Writes a checkpoint that transformers loads, its tokenizer, a model card, metrics.jsonl, resolved_config.yaml (give it to --config to repeat the run) and provenance.json."""
+(--teacher_cache), or alone (--method sft). Writes a checkpoint that transformers loads, its tokenizer, a model card,
+metrics.jsonl, resolved_config.yaml (give it to --config to repeat the run) and provenance.json."""
 
 EPILOG = "Every field of transformers.TrainingArguments is a flag too; --help_all shows them."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +52,7 @@ def bert_score_settings(model: str | None = None, layer: int | None = None) -> d
         raise UsageError(
             f"--bert_score_layer for {name}", got=layer, expected=f"from 1 to {count}" if count else "at least 1"
         )
-    return {"model": name, "layer": layer, "version": str(package.__version__)}
+    return {"model": name, "layer": layer, "version": importlib.metadata.version("bert-score")}
 
 
 class BertScorer:

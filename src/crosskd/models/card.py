@@ -12,6 +12,10 @@ from crosskd.files import write_text
 CARD = "README.md"
 _SCORES = ("<!-- crosskd scores -->", "<!-- end of scores -->")
 _NO_SCORES = "Not evaluated yet: `crosskd evaluate` writes its scores here."
+_PROMPTS = {
+    False: "It was trained with zero-shot prompts of its task, and writes one line.",
+    True: "It was trained with prompts of its user's own making.",
+}
 _CITATION = """\
 ```bibtex
 @inproceedings{cui2025multilevelot,
@@ -38,6 +42,7 @@ class CardFacts:
         settings: Hyperparameters worth telling, by name.
         versions: Of crosskd and what it runs on, by package.
         encoder_decoder: Whether the student is an encoder-decoder model.
+        own_tokens: Whether the examples came as tokens, with prompts that crosskd does not know.
         adapter: Whether the folder holds a LoRA adapter instead of a whole model.
     """
 
@@ -50,6 +55,7 @@ class CardFacts:
     settings: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     encoder_decoder: bool = False
+    own_tokens: bool = False
     adapter: bool = False
 
 
@@ -72,8 +78,7 @@ tags: [crosskd, knowledge-distillation]
 
 {_table(("", ""), rows)}
 
-Load it with `{_loader(facts)}.from_pretrained(...)`. It was trained with zero-shot prompts of its task, and writes
-one line.
+Load it with `{_loader(facts)}.from_pretrained(...)`. {_PROMPTS[facts.own_tokens]}
 
 ## Scores
 {_SCORES[0]}

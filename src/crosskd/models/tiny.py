@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import tempfile
@@ -30,6 +29,7 @@ from transformers import (
 )
 
 from crosskd.errors import UsageError, did_you_mean
+from crosskd.files import read_json
 from crosskd.models.gguf import cache_directory
 from crosskd.models.tiny_tokenizers import TokenizerKind, tiny_tokenizer
 
@@ -162,7 +162,7 @@ FAMILIES: dict[str, Family] = {
         "sentencepiece", 700, ("<unk>", "<s>", "</s>"), "</s>", "<s>", before="<s>", chat_template=_INST,
     ),
     "mistral": Family(
-        r"mistral|zephyr", lambda **values: MistralConfig(**{**_GROUPED, "sliding_window": None, **values}),
+        r"mi[sx]tral|zephyr", lambda **values: MistralConfig(**{**_GROUPED, "sliding_window": None, **values}),
         "sentencepiece", 710, ("<unk>", "<s>", "</s>", "[INST]", "[/INST]"), "</s>", "<s>", before="<s>",
         chat_template=_INST_WITHOUT_SYSTEM,
     ),
@@ -206,7 +206,7 @@ def tiny_stand_in(source: str | Path, role: Role = "student") -> Path:
         The folder, which `crosskd.load_model` loads.
 
     Raises:
-        UsageError: The role is neither.
+        UsageError: The role is neither, or a folder's ``config.json`` is no JSON object.
     """
     if role not in get_args(Role):
         raise UsageError("role", got=role, expected="student or teacher", fix=did_you_mean(role, get_args(Role)))
@@ -223,7 +223,7 @@ def tiny_stand_in(source: str | Path, role: Role = "student") -> Path:
 def _described(source: Path) -> str:
     """What names the family: the name, and the type that a folder's configuration states."""
     config = source / "config.json"
-    stated = json.loads(config.read_text(encoding="utf-8")).get("model_type", "") if config.is_file() else ""
+    stated = read_json(config).get("model_type", "") if config.is_file() else ""
     return f"{source.name} {stated}".lower().replace("_", "-")
 
 

@@ -78,7 +78,7 @@ class DistillationConfig(TrainingArguments):
     )
     merge_adapter: bool = _setting(False, "LoRA: save the whole student with the matrices merged, not the adapter")
     freeze_layers: int = _setting(0, "hold the first so many transformer blocks of the student constant")
-    gradient_checkpointing: bool | None = _setting(False, "compute activations anew in the backward pass, to save memory")
+    gradient_checkpointing: bool | None = _setting(False, "compute activations anew in the backward pass: less memory")
     learning_rate: float = _setting(1e-6, f"initial learning rate ({_PAPER}: 1e-6)")
     logging_steps: float = _setting(10, "log every so many steps")
     remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")

@@ -93,8 +93,10 @@ def write_records(
     write_json(folder / "provenance.json", record)
 
 
-def card_facts(config: DistillationConfig, participants: Participants, data: str, examples: int) -> CardFacts:
-    """The facts that the model card tells of a run."""
+def card_facts(
+    config: DistillationConfig, participants: Participants, data: str, examples: int, *, own_tokens: bool = False
+) -> CardFacts:
+    """The facts that the model card tells of a run; ``own_tokens`` where its examples came as tokens."""
     shown = [name for name in setting_names(METHODS[config.method]) if hasattr(config, name)]
     if participants.teacher_name is not None:
         shown = ["distillation_weight", "number_few_shot", *shown]
@@ -108,6 +110,7 @@ def card_facts(config: DistillationConfig, participants: Participants, data: str
         examples=examples,
         settings={name: getattr(config, name) for name in [*shown, *training, "seed"]},
         versions=package_versions(),
+        own_tokens=own_tokens,
         encoder_decoder=participants.student.model.config.is_encoder_decoder,
         adapter=config.peft != "none" and not config.merge_adapter,
     )

@@ -204,7 +204,9 @@ class DistillationTrainer(Trainer):
 
     def _card(self) -> CardFacts:
         examples = 0 if self._train_examples is None else len(self._train_examples)
-        return card_facts(self.args, self.participants, str(self.sources.get("data", "given in Python")), examples)
+        data = str(self.sources.get("data", "given in Python"))
+        own_tokens = is_tokenized(self._train_examples)
+        return card_facts(self.args, self.participants, data, examples, own_tokens=own_tokens)
 
 
 def _answer_tokens(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
