@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -10,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from crosskd.errors import UsageError
 from crosskd.text.tasks import Shot, Task
 
-# Templates that write today's date (Llama 3) would give other prompts tomorrow, and caches would not match.
-_DATE = "26 Jul 2024"
+# Templates that write today's date would give other prompts tomorrow, and caches would not match. Some take the date as
+# a word (Llama 3), some read the clock in any case (SmolLM3).
+_DATE = datetime(2024, 7, 26)
+_CLOCK = re.compile(r"""\bstrftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 _FAILURES = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 Turn = dict[str, str]
@@ -73,7 +77,12 @@ def _conversation(system: str, turns: Sequence[Turn], with_role: bool) -> list[T
 
 def _apply(tokenizer: PreTrainedTokenizerBase, conversation: list[Turn]) -> str:
     try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, date_string=_DATE))
+        template = _CLOCK.sub(lambda found: repr(_DATE.strftime(found["format"])), tokenizer.get_chat_template())
+        return str(
+            tokenizer.apply_chat_template(
+                conversation, chat_template=template, tokenize=False, date_string=_DATE.strftime("%d %b %Y")
+            )
+        )
     except _FAILURES as error:
         raise UsageError(
             f"chat template of {_name(tokenizer)} fails: {error}", fix="mend the template, or use plain prompts"
