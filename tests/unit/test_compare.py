@@ -9,7 +9,7 @@ import pytest
 
 from crosskd.errors import UsageError
 from crosskd.evaluation import bootstrap
-from crosskd.evaluation.compare import compare_predictions, paired_bootstrap
+from crosskd.evaluation.compare import compare_predictions, pair_evaluations, paired_bootstrap
 from crosskd.evaluation.results import Evaluation, Prediction
 
 
@@ -107,3 +107,75 @@ def test_files_that_are_no_predictions(tmp_path):
         compare_predictions(tmp_path / "rows.jsonl", predictions("a"))
     with pytest.raises(UsageError, match="there is no file"):
         compare_predictions(tmp_path, predictions("a"))
+    with pytest.raises(UsageError, match="there is no file or folder"):
+        compare_predictions(tmp_path / "absent", predictions("a"))
+    (tmp_path / "rows.jsonl").write_text('{"id": "q0", "question": "", "answers": "one text", "prediction": ""}\n')
+    with pytest.raises(UsageError, match="answers that are no list"):
+        compare_predictions(tmp_path / "rows.jsonl", predictions("a"))
+    Evaluation("scores alone", "qa", {}, [], 1, 1.0).save(tmp_path / "empty")
+    with pytest.raises(UsageError, match="the first holds no predictions"):
+        compare_predictions(tmp_path / "empty", predictions("a"))
+
+
+def evaluation(name: str, *answers: str, encoder: str | None = None, **settings) -> Evaluation:
+    """An evaluation of two references each; BERTScore 0.5, 0.25, ... where an encoder is named."""
+    rows = [
+        Prediction(
+            f"q{place}", "who?", [f"name {place}", "somebody else"], answer,
+            {"bert_score_f1": 0.5**place} if encoder else {},
+        )
+        for place, answer in enumerate(answers, start=1)
+    ]  # fmt: skip
+    settings["bert_score"] = {"model": encoder, "layer": 2, "version": "0.3.13"} if encoder else None
+    scores = {"f1": 0.5, "rougeLsum": 0.5, **({"bert_score_f1": 0.5} if encoder else {})}
+    return Evaluation(name, "qa", scores, rows, len(rows), 1.0, settings=settings)
+
+
+def test_rouge_is_compared_as_it_was_evaluated():
+    first, second = (evaluation("x", answer, rouge_aggregate="mean") for answer in ("no", "name 1"))
+    paired = pair_evaluations([first, second], metrics=["rouge", "f1"])
+    assert paired.differences()[0]["rougeLsum"].difference == 0.5
+    assert paired.differences()[0]["f1"].difference == 1.0
+    best = pair_evaluations([first, second], metrics=["rouge"], rouge_aggregate="best")
+    assert best.differences()[0]["rougeLsum"].difference == 1.0
+
+
+def test_rouge_of_different_aggregates_is_not_mixed():
+    pair = [evaluation("x", "no", rouge_aggregate="best"), evaluation("y", "name 1", rouge_aggregate="mean")]
+    with pytest.raises(UsageError, match="different --rouge_aggregate: got 'best and mean'"):
+        pair_evaluations(pair, metrics=["rougeL"])
+    assert pair_evaluations(pair, metrics=["f1"]).differences()[0]["f1"].difference == 1.0
+
+
+def test_bert_score_is_compared_where_the_encoder_is_one():
+    pair = [evaluation("x", "no", "no", encoder="one"), evaluation("y", "no", "name 2", encoder="one")]
+    metrics = list(pair_evaluations(pair).scores[0])
+    assert metrics == ["f1", "exact_match", "rougeLsum", "bert_score_f1"]
+    assert pair_evaluations(pair, metrics=["bert_score"]).scores[0] == {"bert_score_f1": [0.5, 0.25]}
+    for other, message in (
+        (evaluation("y", "no", "no", encoder="two"), "encoders one, layer 2.*two, layer 2"),
+        (evaluation("y", "no", "no"), "encoders one, layer 2.*none"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pair_evaluations([pair[0], other], metrics=["bert_score"])
+        assert "bert_score_f1" not in pair_evaluations([pair[0], other]).scores[0]
+    with pytest.raises(UsageError, match="predictions without it"):
+        pair_evaluations(pair, metrics=["bert_score_recall"])
+
+
+def test_the_tasks_most_telling_score_comes_first():
+    pair = [evaluation(name, "no", metrics=["rouge", "f1"]) for name in ("x", "y")]
+    assert list(pair_evaluations(pair).scores[0]) == ["rougeLsum", "f1", "exact_match"]
+
+
+def test_examples_that_differ_most_come_first():
+    base = evaluation("base", "name 1", "no", "no")
+    others = [evaluation("x", "no", "no", "no"), evaluation("y", "name 1", "name", "no")]
+    paired = pair_evaluations([base, *others])
+    assert paired.most_different("f1", 2) == [0, 1]
+    assert paired.most_different("f1", 9) == [0, 1, 2]
+
+
+def test_unknown_metrics_get_a_suggestion():
+    with pytest.raises(UsageError, match="did you mean 'rougeLsum'"):
+        compare_predictions(predictions("a"), predictions("a"), metrics=["rougelsum"])

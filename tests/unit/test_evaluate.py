@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crosskd import __version__
 from crosskd.errors import UsageError
+from crosskd.evaluation.bertscore import bert_score_scores
 from crosskd.evaluation.evaluate import evaluate
 from crosskd.evaluation.metrics import exact_match, f1, rouge
 from crosskd.evaluation.results import Evaluation
@@ -151,11 +153,54 @@ def test_summaries_have_no_question(model, tokenizer):
 
 
 def test_bert_score_is_added_with_its_encoder(model, tokenizer, monkeypatch, tmp_path):
-    encoder = str(save_bert(tmp_path / "encoder"))
-    monkeypatch.setattr("crosskd.evaluation.evaluate.generate_answers", lambda *_, **__: ["hills", "sea", "river"])
+    encoder, answers = str(save_bert(tmp_path / "encoder")), ["hills", "sea", "river"]
+    monkeypatch.setattr("crosskd.evaluation.evaluate.generate_answers", lambda *_, **__: answers)
     found = evaluate(model, EXAMPLES, "qa", tokenizer=tokenizer, bert_score_model=encoder, bert_score_layer=2)
-    assert 0 < found.scores["bert_score_f1"] < 1
+    references = [example["answers"] for example in EXAMPLES]
+    expected = bert_score_scores(answers, references, model=encoder, layer=2)
+    assert [each.scores["bert_score_f1"] for each in found.predictions] == pytest.approx(expected["f1"], abs=1e-6)
+    assert found.scores["bert_score_recall"] == pytest.approx(sum(expected["recall"]) / 3, abs=1e-6)
     assert found.settings["bert_score"] == {"model": encoder, "layer": 2, "version": "0.3.13"}
+    assert Evaluation.load(found.save(tmp_path / "saved")) == found
+
+
+def test_rouge_over_several_references_is_the_best_or_the_mean(model, tokenizer, monkeypatch):
+    monkeypatch.setattr("crosskd.evaluation.evaluate.generate_answers", lambda *_, **__: ["Rome", "7", "sings"])
+    for how, expected in (("best", 1.0), ("mean", 5 / 6)):  # one of six: "7" is one reference of two
+        found = evaluate(model, EXAMPLES, "qa", tokenizer=tokenizer, rouge_aggregate=how)
+        assert found.scores["rougeLsum"] == pytest.approx(expected)
+        assert found.scores["f1"] == 1.0
+        assert found.settings["rouge_aggregate"] == how
+        assert found.settings["metrics"] == list(load_task("qa").metrics)
+
+
+def test_a_task_that_lists_bert_score_is_told_what_it_needs(model, tokenizer, caplog):
+    task = dataclasses.replace(load_task("qa"), metrics=("bert_score", "f1"))
+    with caplog.at_level(logging.WARNING, logger="crosskd"):
+        found = evaluate(model, EXAMPLES, task, tokenizer=tokenizer, max_new_tokens=2)
+    assert "--bert_score_model" in caplog.text
+    assert "bert_score_f1" not in found.scores
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rouge_aggregate": "median"}, "rouge_aggregate: got 'median'"),
+        ({"bert_score_layer": 2}, "give --bert_score_model too"),
+        ({"bert_score_model": "encoder"}, "recommends no layer"),
+        ({"bert_score_model": "encoder", "bert_score_layer": 9}, "expected from 1 to 3"),
+        ({"bert_score_model": "without weights", "bert_score_layer": 2}, "cannot work with"),
+    ],
+)
+def test_scores_that_cannot_be_computed_are_refused_before_generation(
+    model, tokenizer, tmp_path, monkeypatch, settings, message
+):
+    save_bert(tmp_path / "encoder")
+    (save_bert(tmp_path / "without weights") / "model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        evaluate(model, EXAMPLES, "qa", tokenizer=tokenizer, **settings)
+    assert not hasattr(model, "prompts")
 
 
 @pytest.mark.parametrize(

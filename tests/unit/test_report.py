@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.results import Evaluation, Prediction
-from crosskd.report.build import build_report
+from crosskd.report.build import build_report, build_tables
 from crosskd.report.collect import TrainingLog, collect
 from crosskd.report.curves import loss_curves
 from crosskd.report.predictions import prediction_cards
@@ -136,6 +137,60 @@ def test_same_ids_with_other_references_are_named_as_unpaired(runs, tmp_path):
     Evaluation("student, odd", "qa", other.scores, rows, 30, 1.0).save(runs / "scores" / "odd")
     shown = words(page(build_report([runs], tmp_path / "report.html")).text)
     assert "so without a difference: student, odd." in shown
+
+
+def with_encoder(each: Evaluation, encoder: str, score: float) -> Evaluation:
+    rows = [dataclasses.replace(row, scores={"bert_score_f1": score}) for row in each.predictions]
+    settings = {**each.settings, "bert_score": {"model": encoder, "layer": 7, "version": "0.3.13"}}
+    scores = {**each.scores, "bert_score_f1": score}
+    return dataclasses.replace(each, predictions=rows, scores=scores, settings=settings)
+
+
+def test_bert_score_has_a_column_where_any_evaluation_has_it(runs, tmp_path):
+    assert "BERTScore" not in page(build_report([runs], tmp_path / "report.html")).text
+    for name, score in (("z_untouched", 0.5), ("b_sft", 0.625)):
+        with_encoder(Evaluation.load(runs / "scores" / name), "my/encoder", score).save(runs / "scores" / name)
+    shown = words(page(build_report([runs], tmp_path / "report.html")).text)
+    assert "ROUGE-Lsum BERTScore Examples" in shown
+    assert "the teacher 83.33 83.33 83.33 – 30" in shown
+    assert "BERTScore: my/encoder, layer 7, bert-score 0.3.13." in shown
+    assert "+12.50 +12.50 to +12.50" in shown
+
+
+def test_scores_of_different_encoders_are_not_compared(runs, tmp_path):
+    for name, encoder in (("z_untouched", "one"), ("b_sft", "two")):
+        with_encoder(Evaluation.load(runs / "scores" / name), encoder, 0.99).save(runs / "scores" / name)
+    text = build_report([runs], tmp_path / "report.html").read_text()
+    shown = words(Page(text).text)
+    assert "BERTScore is not comparable: one, layer 7, bert-score 0.3.13 (student, untouched); two" in shown
+    assert "99.00" in shown
+    assert 'class="best">99.00' not in text
+    assert re.search(r"student, SFT \+50.00 \S+ to \S+ \+50.00 \S+ to \S+ \+50.00 \S+ to \S+ –", shown)
+
+
+def test_the_tasks_most_telling_score_comes_first(runs, tmp_path):
+    for folder in (runs / "scores").iterdir():
+        each = Evaluation.load(folder)
+        dataclasses.replace(each, settings={**each.settings, "metrics": ["rouge", "f1"]}).save(folder)
+    shown = words(page(build_report([runs], tmp_path / "report.html")).text)
+    assert "Model ROUGE-Lsum F1 EM Examples" in shown
+    assert "its ROUGE-Lsum on that example" in shown
+
+
+def test_tables_alone(runs, tmp_path):
+    evaluation("summarizer", 3, task="summary").save(runs / "scores" / "other")
+    text = build_tables([runs], tmp_path / "results.md").read_text()
+    assert text.count("| model | F1 |") == 2
+    assert "Task qa, 30 examples." in text
+    assert "Task summary, 30 examples." in text
+    assert build_tables([runs], tmp_path / "results.tex").read_text().count(r"\midrule") == 2
+    rows = list(csv.DictReader(build_tables([runs], tmp_path / "results.csv").read_text().splitlines()))
+    assert [row["task"] for row in rows].count("summary") == 1
+    assert len(rows) == 4
+    with pytest.raises(UsageError, match=r"expected .md, .tex, .csv"):
+        build_tables([runs], tmp_path / "results.docx")
+    with pytest.raises(UsageError, match="there is no evaluation below"):
+        build_tables([runs / "ot"], tmp_path / "none.csv")
 
 
 def test_everything_quoted_is_escaped(runs, tmp_path):
@@ -281,3 +336,8 @@ def test_csv_is_unrounded():
     assert rows[0]["name"] == 'a "b", c'
     assert float(rows[0]["f1"]) == 1 / 3
     assert float(rows[0]["seconds"]) == 12.4
+    assert rows[0]["rouge_aggregate"] == "best"
+    assert not any(name.startswith("bert_score") for name in rows[0])
+    rows = list(csv.DictReader(csv_table([third, with_encoder(third, "my/encoder", 0.25)]).splitlines()))
+    assert [row["bert_score_f1"] for row in rows] == ["", "0.25"]
+    assert [row["bert_score_model"] for row in rows] == ["", "my/encoder"]

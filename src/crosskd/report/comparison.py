@@ -37,18 +37,19 @@ class Comparison:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The table that the terminal shows: for each metric the baseline, then the others with their differences."""
-    table = Table(caption=_caption(comparison), caption_justify="left")
-    for place, heading in enumerate(_headings(comparison)):
-        table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=place > 1)
+    """The table that the terminal shows: under each metric the baseline, then the others with their differences."""
+    table = Table(caption=Text(_caption(comparison)), caption_justify="left")
+    table.add_column("model")
+    for heading in _headings(comparison)[2:]:
+        table.add_column(heading, justify="right", no_wrap=True)
     last = ""
-    for row in _rows(comparison):
-        if last not in ("", row[0]):
+    for metric, *row in _rows(comparison):
+        if metric != last:
             table.add_section()
+            table.add_row(Text(metric, style="bold"))
         # Text, not str: a model's name in square brackets is no markup.
-        cells = [Text(cell) for cell in row]
-        table.add_row(Text("") if row[0] == last else cells[0], *cells[1:])
-        last = row[0]
+        table.add_row(*map(Text, row))
+        last = metric
     return table
 
 
