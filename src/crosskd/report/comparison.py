@@ -39,7 +39,7 @@ class Comparison:
 def comparison_table(comparison: Comparison) -> Table:
     """The table that the terminal shows: under each metric the baseline, then the others with their differences."""
     table = Table(caption=Text(_caption(comparison)), caption_justify="left")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for heading in _headings(comparison)[2:]:
         table.add_column(heading, justify="right", no_wrap=True)
     last = ""
@@ -56,7 +56,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def examples_table(comparison: Comparison, metric: str, count: int) -> Table:
     """The ``count`` examples where the models' scores differ most: references, and each answer with its score."""
     table = Table(title=f"Largest differences in {HEADINGS[metric]}", show_header=False, title_justify="left")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("text", ratio=1)
     for example in _examples(comparison, metric, count):

@@ -38,7 +38,7 @@ def results_table(evaluations: Sequence[Evaluation], *, title: str | None = None
     """
     note = how_computed(evaluations)
     table = Table(title=title, caption=Text(note) if note else None, caption_justify="left")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for heading in headings(evaluations)[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
     best = best_scores(evaluations)
