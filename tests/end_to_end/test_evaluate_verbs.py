@@ -88,8 +88,9 @@ def test_compare_shows_a_table_and_examples(
         "F1", "EM", "ROUGE-Lsum", "BERTScore",
     ]  # fmt: skip
     assert re.search(r"student .* 75\.00 .* \+75\.00 .* \+25\.00 to \+100\.00 .* yes", shown)
-    assert "10,000 resamples, seed 5" in " ".join(shown.split())
-    assert shown.count("references") == 2
+    told = " ".join(shown.split())
+    assert "10,000 resamples, seed 5. ROUGE: best of the references. BERTScore:" in told
+    assert shown.count("│ references") == 2
     assert main(["compare", "--runs", *places, "--json"]) == 0  # two of one name: told apart by their places
     names = [model["name"] for model in json.loads(capsys.readouterr().out)["models"]]
     assert names == [f"student ({place})" for place in places[1:]]
@@ -129,7 +130,9 @@ def test_mean_and_best_over_the_references(
     assert main(["compare", *both, "--metrics", "rougeL"]) == 2
     assert "--rouge_aggregate" in capsys.readouterr().err
     assert main(["compare", *both, "--metrics", "rougeL", "--rouge_aggregate", "mean", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)["models"][0]["metrics"]["rougeL"]
+    found = json.loads(capsys.readouterr().out)
+    assert found["notes"] == ["ROUGE: mean of the references."]
+    record = found["models"][0]["metrics"]["rougeL"]
     expected = json.loads((tmp_path / "mean" / "scores.json").read_text())["scores"]["rougeL"]
     assert record["base_score"] == record["score"] == pytest.approx(expected)
 

@@ -14,6 +14,9 @@ from transformers import dynamic_module_utils
 from crosskd.cli.main import main
 from crosskd.data.prepare import load_examples
 from crosskd.models.load import load_model, load_tokenizer
+from crosskd.text.prompts import PromptBuilder
+from helpers_families import EXAMPLES, TASK
+from helpers_templates import CHATML
 from helpers_tokenizers import CORPUS
 from remote_model import modeling_standin, tokenization_standin
 from remote_model.modeling_standin import StandInConfig, StandInLMHeadModel
@@ -127,3 +130,14 @@ def test_its_end_of_sequence_is_found_by_its_own_name(teacher: Path) -> None:
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == len(vocabulary())
     assert model.config.vocab_size > len(tokenizer)
     assert load_tokenizer(teacher, trust_remote_code=True).eos_token_id == tokenizer.eos_token_id
+
+
+def test_turns_come_with_a_template_that_the_user_writes_beside_it(teacher: Path) -> None:
+    plain = PromptBuilder(load_tokenizer(teacher, trust_remote_code=True), TASK)
+    assert plain.build(EXAMPLES[0]).text == TASK.request(EXAMPLES[0])
+    add_to(teacher / "tokenizer_config.json", chat_template=CHATML)
+    tokenizer = load_tokenizer(teacher, trust_remote_code=True)
+    prompt = PromptBuilder(tokenizer, TASK, number_few_shot=1).build(EXAMPLES[0])
+    assert prompt.text.startswith(f"<|im_start|>system\n{TASK.system}<|im_end|>\n<|im_start|>user\n")
+    assert prompt.ids.count(tokenizer.im_start_id) == 4
+    assert tokenizer.decode(prompt.ids) == prompt.text

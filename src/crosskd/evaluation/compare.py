@@ -33,10 +33,21 @@ class Paired:
     Attributes:
         evaluations: The models', the one that the others are compared with first; N predictions each.
         scores: For each evaluation N scores in [0, 1] by metric.
+        rouge_aggregate: Over the references of an example, for ROUGE.
     """
 
     evaluations: list[Evaluation]
     scores: list[dict[str, list[float]]]
+    rouge_aggregate: Aggregate
+
+    @property
+    def notes(self) -> list[str]:
+        """How ROUGE and BERTScore were computed, where they are among the scores."""
+        notes = []
+        if any(metric in ROUGE_TYPES for metric in self.scores[0]):
+            notes.append(f"ROUGE: {self.rouge_aggregate} of the references.")
+        measured = [metric for metric in self.scores[0] if metric.startswith("bert_score")]
+        return [*notes, *(f"BERTScore: {self.evaluations[0].computed_by(metric)}." for metric in measured[:1])]
 
     def differences(
         self, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
@@ -91,7 +102,8 @@ def pair_evaluations(
     chosen = list(dict.fromkeys(map(score_name, metrics))) if metrics else _usual_metrics(together)
     _check_encoders(chosen, together)
     aggregate = rouge_aggregate or _common_aggregate(chosen, together)
-    return Paired(together, [example_scores(each.predictions, chosen, rouge_aggregate=aggregate) for each in together])
+    scores = [example_scores(each.predictions, chosen, rouge_aggregate=aggregate) for each in together]
+    return Paired(together, scores, aggregate)
 
 
 def compare_predictions(

@@ -78,6 +78,7 @@ def comparison_record(comparison: Comparison, metric: str | None = None, count: 
         "confidence": sample.confidence,
         "resamples": sample.resamples,
         "seed": sample.seed,
+        "notes": comparison.paired.notes,
         "models": [
             {"name": name, "metrics": {metric: _numbers(each) for metric, each in found.items()}}
             for name, found in zip(comparison.names[1:], comparison.differences, strict=True)
@@ -173,7 +174,8 @@ def _examples(comparison: Comparison, metric: str, count: int) -> list[dict[str,
 
 def _caption(comparison: Comparison) -> str:
     sample = comparison.sample
-    return (
+    told = (
         f"Scores times 100 on {sample.examples:,} examples; differences to {comparison.names[0]} in points, paired "
         f"bootstrap with {sample.resamples:,} resamples, seed {sample.seed}."
     )
+    return " ".join([told, *comparison.paired.notes])
