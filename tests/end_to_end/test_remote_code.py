@@ -84,6 +84,7 @@ def words_of(verb: str, teacher: Path, data: Path, output: Path, student: Path) 
     return {
         "cache": ["cache", *common, "--output", str(output)],
         "answer": ["answer", *common, "--output", str(output), "--max_new_tokens", "5"],
+        "evaluate": ["evaluate", "--model", *common[1:], "--output", str(output), "--max_new_tokens", "5"],
         "distill": [
             "distill", *common, "--student", str(student), "--output_dir", str(output), "--max_steps", "1",
             "--report_to", "none", "--save_strategy", "no", "--learning_rate", "1e-3", "--logging_steps", "1",
@@ -91,7 +92,7 @@ def words_of(verb: str, teacher: Path, data: Path, output: Path, student: Path) 
     }[verb]  # fmt: skip
 
 
-VERBS = ["cache", "answer", "distill"]
+VERBS = ["cache", "answer", "distill", "evaluate"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -108,7 +109,7 @@ def test_code_of_a_model_is_not_run_unless_that_is_allowed(
     assert not (tmp_path / "modules").exists() or not list((tmp_path / "modules").rglob("*standin*"))
 
 
-@pytest.mark.parametrize("verb", ["distill"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_with_leave_it_teaches_and_answers(
     verb: str, teacher: Path, data_folder: Path, student_folder: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +117,8 @@ def test_with_leave_it_teaches_and_answers(
     assert main([*words_of(verb, teacher, data_folder, out, student_folder), "--trust_remote_code"]) == 0
     if verb == "cache":
         assert list(out.glob("*.safetensors"))
+    elif verb == "evaluate":
+        assert json.loads((out / "scores.json").read_text())["examples"] > 0
     elif verb == "answer":
         assert any(answer.strip() for answer in load_examples(out, "train")["teacher_answer"])
     else:
@@ -139,5 +142,32 @@ def test_turns_come_with_a_template_that_the_user_writes_beside_it(teacher: Path
     tokenizer = load_tokenizer(teacher, trust_remote_code=True)
     prompt = PromptBuilder(tokenizer, TASK, number_few_shot=1).build(EXAMPLES[0])
     assert prompt.text.startswith(f"<|im_start|>system\n{TASK.system}<|im_end|>\n<|im_start|>user\n")
-    assert prompt.ids.count(tokenizer.im_start_id) == 4
+    assert [token == tokenizer.im_start_id for token in prompt.ids].count(True) == 4
     assert tokenizer.decode(prompt.ids) == prompt.text
+
+
+@pytest.mark.parametrize("method", ["multilevel_ot", "mined"])
+def test_every_method_reads_its_tokens(
+    method: str, teacher: Path, data_folder: Path, student_folder: Path, tmp_path: Path
+) -> None:
+    words = words_of("distill", teacher, data_folder, tmp_path / "out", student_folder)
+    assert main([*words, "--trust_remote_code", "--method", method]) == 0
+    line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().split("\n")[0])
+    assert 0 < line["distillation"] < float("inf")
+
+
+def test_inspect_looks_at_it(teacher: Path, student_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", "--teacher", str(teacher), "--student", str(student_folder)]
+    assert main([*words, "--trust_remote_code"]) == 0
+    assert main(words) == 2
+    assert "--trust_remote_code" in capsys.readouterr().err
+
+
+def test_a_package_that_its_code_needs_is_named(
+    teacher: Path, data_folder: Path, student_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = teacher / "tokenization_standin.py"
+    code.write_text("import a_package_that_nobody_has\n" + code.read_text())
+    words = words_of("cache", teacher, data_folder, tmp_path / "out", student_folder)
+    assert main([*words, "--trust_remote_code"]) == 2
+    assert "a_package_that_nobody_has" in capsys.readouterr().err.strip().split("\n")[-1]

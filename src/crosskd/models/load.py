@@ -95,7 +95,7 @@ def load_model(
             **quantization_options(quantization),
             **options,
         )
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise UsageError(
             f"model {str(source)!r}", got=_first_line(error), fix=None if allow_pickle else _weights_hint(error)
         ) from error
@@ -110,7 +110,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             locate(source), revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # code of the model's may need packages
         raise UsageError(f"tokenizer of {str(source)!r}", got=_first_line(error)) from error
     return ensure_special_tokens(tokenizer, source, revision=revision)
 
@@ -159,7 +159,7 @@ def check_language_model(
     """Refuse what cannot write an answer (an encoder, a classifier) before its weights are read; give its config."""
     try:
         config = AutoConfig.from_pretrained(location, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"model {str(source)!r}", got=_first_line(error), fix=_config_hint(error)) from error
     architectures: list[str] = list(getattr(config, "architectures", None) or [])
     suffixes = (_ENCODER_DECODER_SUFFIX,) if config.is_encoder_decoder else _CAUSAL_SUFFIXES

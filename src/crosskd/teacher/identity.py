@@ -39,7 +39,9 @@ def prompt_sha256(task: Task, number_few_shot: int) -> str:
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of a tokenizer's vocabulary, added tokens included, and of its chat template."""
-    parts = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+    # tokens of the first Qwen models are bytes
+    vocabulary = sorted((str(token), index) for token, index in tokenizer.get_vocab().items())
+    parts = [vocabulary, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 

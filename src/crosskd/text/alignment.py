@@ -61,7 +61,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         The vocabulary, of ``len(tokenizer)`` pieces. The model's logits may have more columns (padding): those map to
         nothing.
     """
-    raw: list[str] = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    raw = [_as_text(piece) for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
     added = frozenset(tokenizer.added_tokens_decoder)
     own = [piece for token, piece in enumerate(raw) if token not in added]
     fallback: frozenset[int] = frozenset()
@@ -79,6 +79,11 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         if isinstance(token, int):
             roles[role] = token
     return Vocabulary(tuple(pieces), added - fallback, fallback, roles)
+
+
+def _as_text(piece: str | bytes | None) -> str:
+    """The tokenizer's own name of a token; those of the first Qwen models are bytes."""
+    return piece.decode("utf-8", "surrogateescape") if isinstance(piece, bytes) else piece or ""
 
 
 def align_tokens(student_pieces: Sequence[str], teacher_pieces: Sequence[str]) -> list[int]:
