@@ -67,6 +67,17 @@ def test_a_tokenizer_without_an_end_is_refused(student_folder: Path, tmp_path: P
         load_model(folder)
 
 
+def test_a_model_without_a_tokenizer_takes_one_from_elsewhere(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(student_folder / name, tmp_path / name)
+    with pytest.raises(UsageError, match="tokenizer"):
+        load_model(tmp_path)
+    loaded = load_model(tmp_path, tokenizer=teacher_folder)
+    assert loaded.tokenizer.get_vocab() == load_model(teacher_folder).tokenizer.get_vocab()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -55,6 +55,7 @@ def load_model(
     allow_pickle: bool = False,
     encoder_decoder: bool = False,
     quantization: Quantization = "none",
+    tokenizer: str | Path | None = None,
 ) -> LoadedModel:
     """Load a language model and its tokenizer.
 
@@ -67,6 +68,7 @@ def load_model(
         allow_pickle: Accept ``.bin`` weights, which can run code when they are read; safetensors only otherwise.
         encoder_decoder: Accept encoder-decoder models (T5, mT5) too: they can be students, answer, and be scored.
         quantization: ``"8bit"`` or ``"4bit"`` weights, for a model that is not trained (extra ``bitsandbytes``).
+        tokenizer: Where its tokenizer lies, for a model that came without one; None takes the model's own.
 
     Raises:
         UsageError: Nothing is found there, it is not such a language model, its weights are pickled or its code is
@@ -83,6 +85,8 @@ def load_model(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             encoder_decoder=encoder_decoder,
+            quantization=quantization,
+            tokenizer=tokenizer,
         )
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     config = check_language_model(source, location, options, encoder_decoder=encoder_decoder)
@@ -99,7 +103,7 @@ def load_model(
         raise UsageError(
             f"model {str(source)!r}", got=_first_line(error), fix=None if allow_pickle else _weights_hint(error)
         ) from error
-    return LoadedModel(model.eval(), load_tokenizer(source, **options), str(source))
+    return LoadedModel(model.eval(), _tokenizer_of(source, tokenizer, options), str(source))
 
 
 def load_tokenizer(
@@ -115,12 +119,22 @@ def load_tokenizer(
     return ensure_special_tokens(tokenizer, source, revision=revision)
 
 
-def _load_adapted(source: str | Path, location: str, **options: Any) -> LoadedModel:
+def _load_adapted(
+    source: str | Path, location: str, *, quantization: Quantization, tokenizer: str | Path | None, **options: Any
+) -> LoadedModel:
     """The model that an adapter names, with the adapter merged into it."""
-    base = load_model(base_of(location), **options)
+    if quantization != "none":
+        raise UsageError(f"adapter {source}", got=f"weights in {quantization}", fix="train it with --merge_adapter")
     own = (Path(location) / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(location, trust_remote_code=options["trust_remote_code"]) if own else base.tokenizer
-    return LoadedModel(apply_adapter(base.model, location).eval(), tokenizer, str(source))
+    base = load_model(base_of(location), **options, tokenizer=tokenizer or (location if own else None))
+    return LoadedModel(apply_adapter(base.model, location).eval(), base.tokenizer, str(source))
+
+
+def _tokenizer_of(model: str | Path, tokenizer: str | Path | None, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer that was named, or the model's own; a revision is one of the model's repository."""
+    if tokenizer is None:
+        return load_tokenizer(model, **options)
+    return load_tokenizer(tokenizer, trust_remote_code=options["trust_remote_code"])
 
 
 def _is_adapter(location: str) -> bool:

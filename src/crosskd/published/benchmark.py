@@ -16,13 +16,12 @@ from crosskd.evaluation.bertscore import DEFAULT_MODEL, bert_score_settings
 from crosskd.evaluation.evaluate import evaluate
 from crosskd.evaluation.results import Evaluation
 from crosskd.files import write_json, write_jsonl
-from crosskd.models.load import LoadedModel
+from crosskd.models.load import LoadedModel, load_model
 from crosskd.models.precision import fast_bfloat16
 from crosskd.published.benchmark_data import read_examples
 from crosskd.published.benchmark_flags import NO_EFFECT, BenchmarkFlags, read_benchmark_flags
 from crosskd.published.benchmark_scores import published_scores
 from crosskd.published.flags import help_text
-from crosskd.published.pairing import load_pair
 from crosskd.published.script import run_script
 from crosskd.text.prompts import PromptBuilder
 from crosskd.text.tasks import Task, load_task
@@ -110,9 +109,10 @@ def load(flags: BenchmarkFlags) -> LoadedModel:
     fast = fast_bfloat16()
     if flags.bfloat and not fast:
         logger.info("--bfloat has no effect: this machine emulates bfloat16, several times slower than float32")
-    loaded = load_pair(
+    loaded = load_model(
         flags.model_id,
-        flags.model_tokenizer,
+        tokenizer=flags.model_tokenizer,
+        encoder_decoder=True,
         dtype="bfloat16" if flags.bfloat and fast else "float32",
         trust_remote_code=flags.trust_remote_code,
         allow_pickle=flags.allow_pickle,
