@@ -16,10 +16,10 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types unit docs pages demo bench format clean
+.PHONY: help setup test test-faults lint types unit docs pages demo bench format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp  ## .venv with pinned requirements, crosskd itself and the demo's two models
 
@@ -43,6 +43,9 @@ types: setup  ## pyright
 
 unit: setup  ## pytest in two processes; TEST_ARGS="-k sinkhorn" chooses
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2 $(TEST_ARGS)
+
+test-faults: setup  ## what takes minutes: kills at random moments, full disks, long property runs
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2 -m faults $(TEST_ARGS)
 
 docs: setup  ## build the documentation into site/; a broken link fails
 	$(BIN)/mkdocs build --strict
