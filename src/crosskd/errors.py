@@ -1,4 +1,4 @@
-"""Errors of the user's making, told in one line: what, got, expected, how to mend."""
+"""Errors of the user's making, told in one line: what, got, expected, how to fix it; and the end by a signal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UsageError(ValueError):
         what: The thing that is wrong, by the name the user gave it (``--data``, ``top_k``).
         got: What was found.
         expected: What would have been right.
-        fix: How to mend it, as an imperative.
+        fix: How to fix it, as an imperative.
 
     Example:
         >>> str(UsageError("--top_k", got=0, expected="an integer of at least 1"))
@@ -30,6 +30,14 @@ class UsageError(ValueError):
             parts.append(fix)
         message = f"{what}: " + "; ".join(parts) if parts else what
         super().__init__(" ".join(message.split()))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived (a preempted job, `kill`): handled as Ctrl-C is, but the exit code is 143.
+
+    Whoever has something to save catches ``KeyboardInterrupt``, saves, and raises again. The command line prints the
+    text of the exception if it has one, else how the verb goes on.
+    """
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
-from crosskd.errors import UsageError, did_you_mean
+from crosskd.errors import Terminated, UsageError, did_you_mean
 
 VERBS = {
     "demo": "distil a real small model end to end, on this machine",
@@ -24,8 +29,16 @@ VERBS = {
 }
 
 
+RESUMABLE = frozenset({"demo", "answer", "cache", "distill", "recipes"})
+"""Verbs that keep what they did before they were interrupted, and go on from it with ``--resume``."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 for bad input, 130 when it was interrupted."""
+    """Run one command line.
+
+    Returns:
+        The exit code: 0; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM, which says how to go on.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # chosen before torch and transformers are imported by a verb
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -37,11 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"crosskd {__version__}\n")
         return 0
-    return run_verb(words[0], words[1:])
+    try:
+        with terminated_by_signal():
+            return run_verb(words[0], words[1:])
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"crosskd {words[0]}: {str(interrupt) or _how_to_go_on(words)}\n")
+        return 143 if isinstance(interrupt, Terminated) else 130
 
 
 def run_verb(verb: str, words: Sequence[str]) -> int:
-    """Run ``verb`` with its flags; see `main` for what is returned."""
+    """Run ``verb`` with its flags; 0, or 2 for bad input, which is said in one line. Interrupts pass through."""
     try:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
@@ -49,10 +67,37 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     except UsageError as error:
         sys.stderr.write(f"crosskd {verb}: error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"crosskd {verb}: stopped; the same command with --resume goes on where it can\n")
-        return 130
     return 0
+
+
+@contextmanager
+def terminated_by_signal() -> Iterator[None]:
+    """Inside, SIGTERM raises `Terminated` wherever the program is; a second SIGTERM ends it at once.
+
+    Does nothing outside of the main thread, where Python takes no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _how_to_go_on(words: Sequence[str]) -> str:
+    if words[0] not in RESUMABLE:
+        return "stopped; the same command starts from the beginning"
+    if "--resume" in words:
+        return "stopped; the same command goes on"
+    instead = " instead of --overwrite" if "--overwrite" in words else ""
+    return f"stopped; the same command with --resume{instead} goes on"
 
 
 def _overview() -> str:

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from crosskd.errors import UsageError
+from crosskd.cli.main import terminated_by_signal
+from crosskd.errors import Terminated, UsageError
 
 
 def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[str] | None) -> int:
@@ -18,15 +19,16 @@ def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[
         words: What stands after the script's name; None takes the process's own.
 
     Returns:
-        0, 2 for bad input, 130 when it was interrupted.
+        0; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        run(list(sys.argv[1:] if words is None else words))
+        with terminated_by_signal():
+            run(list(sys.argv[1:] if words is None else words))
     except UsageError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{name}: stopped\n")
-        return 130
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"{name}: {str(interrupt) or 'stopped'}\n")
+        return 143 if isinstance(interrupt, Terminated) else 130
     return 0
