@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from crosskd.errors import Terminated, UsageError, did_you_mean
+from crosskd.errors import Terminated, TrainingFailed, UsageError, did_you_mean
 
 VERBS = {
     "demo": "distil a real small model end to end, on this machine",
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Returns:
-        The exit code: 0; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM, which says how to go on.
+        The exit code: 0; 1 where training failed; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM, which says
+        how to go on.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # chosen before torch and transformers are imported by a verb
@@ -59,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, words: Sequence[str]) -> int:
-    """Run ``verb`` with its flags; 0, or 2 for bad input, which is said in one line. Interrupts pass through."""
+    """Run ``verb`` with its flags; 0, or 1 where training failed and 2 for bad input, both said in one line.
+
+    Interrupts pass through.
+    """
     try:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
@@ -67,6 +71,9 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     except UsageError as error:
         sys.stderr.write(f"crosskd {verb}: error: {error}\n")
         return 2
+    except TrainingFailed as error:
+        sys.stderr.write(f"crosskd {verb}: {error}\n")
+        return 1
     return 0
 
 
