@@ -145,7 +145,8 @@ def _unigram(vocab_size: int) -> Tokenizer:
         CORPUS, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
     )
     counts = Counter(token for encoding in pieces.encode_batch(CORPUS) for token in encoding.ids)
-    names = sorted(pieces.get_vocab(), key=pieces.token_to_id)
+    ids = pieces.get_vocab()
+    names = sorted(ids, key=lambda name: ids[name])
     scores = [math.log((counts[token] + 1) / counts.total()) for token in range(len(names))]
     backend = Tokenizer(models.Unigram(list(zip(names, scores, strict=True)), SPECIAL.index("<unk>"), False))
     backend.add_special_tokens(SPECIAL)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 
 def rounding(dtype: torch.dtype, summands: int) -> float:
@@ -30,7 +32,7 @@ def rounding(dtype: torch.dtype, summands: int) -> float:
     return 2 * torch.finfo(dtype).eps * math.sqrt(summands)
 
 
-def summands(model: nn.Module, length: int) -> int:
+def summands(model: PreTrainedModel, length: int) -> int:
     """Numbers added up between tokens and logits: inputs of every linear layer, and the tokens attended to.
 
     Layers that stand beside each other (queries, keys, values) are counted as if they followed one another.
@@ -40,14 +42,14 @@ def summands(model: nn.Module, length: int) -> int:
         length: Tokens of its longest sequence.
     """
     linear = sum(parameter.shape[-1] for parameter in model.parameters() if parameter.ndim > 1)
-    config = model.config
+    config: Any = model.config
     layers = config.num_hidden_layers
     if config.is_encoder_decoder:
         layers += 2 * (config.num_decoder_layers or layers)  # decoders attend to the answer and to the prompt
     return linear + layers * length
 
 
-def loss_tolerance(*models: nn.Module, length: int, tokens: int) -> float:
+def loss_tolerance(*models: PreTrainedModel, length: int, tokens: int) -> float:
     """Relative difference that rounding makes in a loss in float32, of logits whose size is that of the loss.
 
     Args:
@@ -58,7 +60,7 @@ def loss_tolerance(*models: nn.Module, length: int, tokens: int) -> float:
     return rounding(torch.float32, tokens + sum(summands(model, length) for model in models))
 
 
-def assert_logits_close(actual: Tensor, expected: Tensor, model: nn.Module, length: int) -> None:
+def assert_logits_close(actual: Tensor, expected: Tensor, model: PreTrainedModel, length: int) -> None:
     """Fail where logits of one model differ by more than rounding does.
 
     Args:
@@ -86,7 +88,7 @@ def assert_gradients_close(actual: Mapping[str, Tensor], expected: Mapping[str, 
         torch.testing.assert_close(actual[name], gradient, atol=bound, rtol=0, msg=lambda text, name=name: name + text)
 
 
-def decided(logits: Tensor, model: nn.Module, length: int) -> int:
+def decided(logits: Tensor, model: PreTrainedModel, length: int) -> int:
     """The largest logit's index; a lead that rounding could take is an error of the test's models.
 
     Args:

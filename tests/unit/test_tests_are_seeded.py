@@ -46,15 +46,15 @@ def calls(node: ast.AST) -> Iterator[ast.Call]:
 
 def unseeded_generators(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Generators without a seed, and sources of numbers that take none."""
-    chained = {id(call.func.value) for call in calls(tree) if isinstance(call.func, ast.Attribute)}
-    seeded = {id(call.func.value) for call in calls(tree) if name_of(call) == "manual_seed"}  # Generator().manual_seed
+    ended = (call.func for call in calls(tree) if name_of(call) == "manual_seed")
+    seeded = {id(function.value) for function in ended if isinstance(function, ast.Attribute)}  # of a fresh generator
     for call in calls(tree):
         name = name_of(call)
         if name in FORBIDDEN:
             yield call.lineno, f"{name}: random in every run"
         elif name in SEEDED_BY_ARGUMENT and not call.args and not call.keywords:
             yield call.lineno, f"{name}() has no seed"
-        elif name == "Generator" and not call.args and id(call) not in chained & seeded:
+        elif name == "Generator" and not call.args and id(call) not in seeded:
             yield call.lineno, "Generator() is not seeded where it is made"
         elif name in {"UnigramTrainer", "WordPieceTrainer"}:
             yield call.lineno, f"{name} gives another tokenizer every time"
