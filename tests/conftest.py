@@ -1,35 +1,66 @@
-"""What all tests share: the helpers' folder, one thread, no network, folders of tiny models and data."""
+"""What all tests share: the helpers' folder, one thread, no network, folders of tiny models and data.
+
+Tests run in random order. Each begins with the same random numbers and leaves the process as it found it; so does the
+making of what lives longer than one test (fixtures of a module or of the session).
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads sum in another order
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ["CROSSKD_CACHE"] = tempfile.mkdtemp(prefix="crosskd-tests-")  # never the user's
 sys.path.insert(0, str(Path(__file__).parent))
 
 import json
-import random
+from typing import Any
 
-import numpy
+import hypothesis
 import pytest
 import torch
 
+from helpers_process import begin, restored
+
+# the same examples in every run and on every machine, however slow it is; nothing is kept between runs
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The order is random; random numbers are not: pytest-randomly would seed them by the order's seed."""
+    config.option.randomly_reset_seed = False
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache that the tests shared."""
+    shutil.rmtree(os.environ["CROSSKD_CACHE"], ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    """What is made once for many tests is the same whichever of them comes first, and changes nothing else."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with restored():
+        begin()
+        return (yield)
+
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Every test begins with the same random numbers, whatever ran before it (tests run in random order)."""
-    random.seed(0)
-    numpy.random.seed(0)
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read from or written to the user's cache."""
-    monkeypatch.setenv("CROSSKD_CACHE", str(tmp_path_factory.getbasetemp() / "crosskd-cache"))
+def process_as_found() -> Iterator[None]:
+    """Random numbers begin anew, and what a test changes in the process is undone behind it."""
+    with restored():
+        begin()
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -40,13 +40,21 @@ def save_roberta(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+def _word_pieces() -> dict[str, int]:
+    """Letters and every second word of the corpus: `WordPieceTrainer` chooses other pieces every time."""
+    plain = normalizers.BertNormalizer().normalize_str(" ".join(CORPUS))
+    words = sorted({word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(plain)})
+    letters = sorted(set("".join(words)))
+    pieces = [*_BERT_SPECIAL, *letters, *(f"##{letter}" for letter in letters), *(w for w in words[::2] if len(w) > 1)]
+    return {piece: place for place, piece in enumerate(pieces[:200])}
+
+
 def save_bert(folder: Path) -> Path:
     """A BERT with a WordPiece tokenizer that knows no limit, as some that lie in folders."""
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend = Tokenizer(models.WordPiece(_word_pieces(), unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=_BERT_SPECIAL, show_progress=False)
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.add_special_tokens(_BERT_SPECIAL)
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = {
         f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep", "mask"), _BERT_SPECIAL, strict=True)

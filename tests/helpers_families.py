@@ -40,6 +40,7 @@ from crosskd.models.tiny_tokenizers import TokenizerKind, tiny_tokenizer
 from crosskd.text.answer_spans import TokenizedExample, tokenize_example
 from crosskd.text.prompts import PromptBuilder
 from crosskd.text.tasks import load_task
+from helpers_tolerances import decided
 
 TASK_FILE = Path(__file__).parent / "colours.yaml"
 TASK = load_task(TASK_FILE)
@@ -253,9 +254,11 @@ def _tiny(name: str) -> LoadedModel:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(list(FAMILIES).index(name))
         model: PreTrainedModel = architecture.from_config(config)
-        for parameter in model.parameters():
+        for place, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.25)
+            if config.is_encoder_decoder and place.endswith(".q.weight"):
+                parameter.mul_(config.d_kv**-0.5)  # T5 leaves the scaling of attention to its weights
     return LoadedModel(model.eval(), tokenizer, name)
 
 
@@ -300,7 +303,7 @@ def answer_by_hand(loaded: LoadedModel, prompt: Sequence[int], steps: int) -> st
     written: list[int] = []
     for _ in range(steps):
         step = TokenizedExample(list(prompt), [*written, 0], 0)  # the last answer token is predicted, not read
-        written.append(int(logits_alone(model, step)[-1].argmax()))
+        written.append(decided(logits_alone(model, step)[-1], model, len(prompt) + len(written)))
         if written[-1] in ends:
             break
     kept = [token for token in written if token not in ends]

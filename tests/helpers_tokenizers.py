@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from collections import Counter
 from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -136,14 +138,21 @@ def _with_bytes(trained: Tokenizer) -> Tokenizer:
 
 @cache
 def _unigram(vocab_size: int) -> Tokenizer:
-    backend = Tokenizer(models.Unigram())
+    """Pieces of BPE with the scores of their counts: `UnigramTrainer` numbers its pieces differently every time."""
+    pieces = Tokenizer(models.BPE(unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    pieces.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+    )
+    counts = Counter(token for encoding in pieces.encode_batch(CORPUS) for token in encoding.ids)
+    ids = pieces.get_vocab()
+    names = sorted(ids, key=lambda name: ids[name])
+    scores = [math.log((counts[token] + 1) / counts.total()) for token in range(len(names))]
+    backend = Tokenizer(models.Unigram(list(zip(names, scores, strict=True)), SPECIAL.index("<unk>"), False))
+    backend.add_special_tokens(SPECIAL)
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("\n", " ")])
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    backend.train_from_iterator(
-        CORPUS,
-        trainers.UnigramTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False),
-    )
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", SPECIAL.index("</s>"))]
     )

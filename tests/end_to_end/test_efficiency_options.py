@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from crosskd import load_model
 from crosskd.cli.main import main
+from helpers_tolerances import assert_logits_close, loss_tolerance, rounding
 
 
 def distill(student: Path, data: Path, output: Path, *words: str) -> int:
@@ -34,6 +36,10 @@ def logits_of(folder: Path) -> torch.Tensor:
         return load_model(folder).model(torch.arange(5, 25)[None]).logits
 
 
+def plain_model(folder: Path) -> PreTrainedModel:
+    return load_model(folder).model
+
+
 def losses(output: Path) -> list[float]:
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
@@ -47,7 +53,7 @@ def test_lora_saves_an_adapter_that_is_loaded_and_scored(
     assert (output / "adapter_model.safetensors").is_file()
     assert not (output / "model.safetensors").exists()
     assert "AutoPeftModelForCausalLM" in (output / "README.md").read_text()
-    assert not torch.allclose(logits_of(output), logits_of(student_folder), atol=1e-3)
+    assert (logits_of(output) - logits_of(student_folder)).abs().max() > 1e-3
     scores = ["--output", str(tmp_path / "scores"), "--max_new_tokens", "4"]
     assert main(["evaluate", "--model", str(output), "--data", str(data_folder), *scores]) == 0
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["examples"] == 4
@@ -63,7 +69,10 @@ def test_a_merged_adapter_is_a_whole_model_with_the_same_logits(
     changed_weights = changed(student_folder, tmp_path / "merged")
     assert changed_weights
     assert all("proj" in name for name in changed_weights)  # linear layers; not embeddings, norms or the output layer
-    assert torch.allclose(logits_of(tmp_path / "merged"), logits_of(tmp_path / "adapter"), atol=1e-5)
+    # merging sums a low-rank product into each weight: as many roundings as a layer has inputs, once more
+    assert_logits_close(
+        logits_of(tmp_path / "merged"), logits_of(tmp_path / "adapter"), plain_model(student_folder), 20
+    )
 
 
 def test_lora_goes_on_from_a_checkpoint(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
@@ -85,8 +94,11 @@ def test_lora_goes_on_from_a_checkpoint(student_folder: Path, data_folder: Path,
     shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
     (tmp_path / "cut" / "adapter_model.safetensors").unlink()
     assert distill(student_folder, data_folder, tmp_path / "cut", *words, "--resume") == 0
-    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-    assert torch.allclose(logits_of(tmp_path / "cut"), logits_of(tmp_path / "whole"), atol=1e-5)
+    model = plain_model(student_folder)
+    assert losses(tmp_path / "cut") == pytest.approx(
+        losses(tmp_path / "whole"), rel=loss_tolerance(model, length=256, tokens=100)
+    )
+    assert_logits_close(logits_of(tmp_path / "cut"), logits_of(tmp_path / "whole"), model, 20)
 
 
 def test_frozen_layers_stay(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
@@ -103,14 +115,17 @@ def test_checkpointing_changes_no_loss_and_bfloat16_little(
     words = ["--logging_steps", "1"]
     assert distill(student_folder, data_folder, tmp_path / "plain", *words) == 0
     assert distill(student_folder, data_folder, tmp_path / "less", *words, "--gradient_checkpointing") == 0
-    assert losses(tmp_path / "less") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    tolerance = loss_tolerance(plain_model(student_folder), length=256, tokens=100)
+    assert losses(tmp_path / "less") == pytest.approx(losses(tmp_path / "plain"), rel=tolerance)
     assert (
         distill(student_folder, data_folder, tmp_path / "lora", *words, "--gradient_checkpointing", "--peft", "lora")
         == 0
     )
     assert losses(tmp_path / "lora")[2] < losses(tmp_path / "lora")[0]  # gradients reach the adapter
     assert distill(student_folder, data_folder, tmp_path / "bf16", *words, "--bf16") == 0
-    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "plain"), rel=0.05)
+    # two layers of about twelve operations round their results; a loss is the mean over about 50 tokens
+    half = rounding(torch.bfloat16, 24) / 50**0.5
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "plain"), rel=half)
     assert losses(tmp_path / "bf16") != losses(tmp_path / "plain")
 
 

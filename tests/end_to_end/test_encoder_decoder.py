@@ -20,6 +20,7 @@ from crosskd.text.answer_spans import tokenize_example
 from crosskd.text.prompts import PromptBuilder
 from crosskd.text.tasks import load_task
 from helpers_tokenizers import unigram_tokenizer
+from helpers_tolerances import decided, loss_tolerance
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def t5_folder(tmp_path: Path) -> Path:
     model = T5ForConditionalGeneration(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4)
+            parameter.mul_(1.5)  # far from uniform; at 4 an error of one rounding grows five hundred times
     model.save_pretrained(tmp_path / "t5")
     tokenizer.save_pretrained(tmp_path / "t5")
     return tmp_path / "t5"
@@ -52,7 +53,7 @@ def plain_answer(folder: Path, data: Path) -> str:
             logits = loaded.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([written])).logits[
                 0, -1
             ]
-        written.append(int(logits.argmax()))
+        written.append(decided(logits, loaded.model, len(prompt) + len(written)))
         if written[-1] == loaded.tokenizer.eos_token_id:
             break
     text = loaded.tokenizer.decode(written[1:], skip_special_tokens=True)
@@ -116,7 +117,9 @@ def test_an_encoder_decoder_student_is_trained(
     logged = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     alone = answers_alone(t5_folder, data_folder, method, teacher)
     total = alone["cross_entropy"] + 0.15 * alone.get("distillation", 0.0)
-    assert logged[0]["loss"] == pytest.approx(total / alone["tokens"], rel=1e-5)
+    models = [load_model(t5_folder, encoder_decoder=True).model, *([load_model(teacher).model] if teacher else [])]
+    tolerance = loss_tolerance(*models, length=256, tokens=int(alone["tokens"]))
+    assert logged[0]["loss"] == pytest.approx(total / alone["tokens"], rel=tolerance)
     assert logged[3]["loss"] < logged[0]["loss"]
     assert "AutoModelForSeq2SeqLM" in (output / "README.md").read_text()
     scores = ["--output", str(tmp_path / "scores"), "--max_new_tokens", "4"]
@@ -145,7 +148,8 @@ def test_cached_targets_train_it_as_a_live_teacher_does(
         assert main(["distill", *common, *output, *words]) == 0
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses[name] = [json.loads(row)["loss"] for row in rows if '"loss"' in row]
-    assert losses["cached"] == pytest.approx(losses["live"], rel=1e-5)
+    models = load_model(t5_folder, encoder_decoder=True).model, load_model(teacher_folder).model
+    assert losses["cached"] == pytest.approx(losses["live"], rel=loss_tolerance(*models, length=256, tokens=100))
 
 
 def test_a_long_prompt_is_cut_for_the_encoder_alone(t5_folder: Path, data_folder: Path) -> None:

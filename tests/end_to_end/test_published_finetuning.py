@@ -22,6 +22,7 @@ from crosskd.published.finetuning_config import make_config
 from crosskd.published.finetuning_flags import read_finetuning_flags
 from crosskd.published.loader_file import LoaderFile
 from helpers_published import finetuning_words, save_t5, write_loader
+from helpers_tolerances import loss_tolerance, rounding
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def script(name: str, words: list[str], launcher: tuple[str, ...] = ()) -> subpr
     """Run a script at the repository's root, as users do."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launcher, name, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def teacher_words(teacher: Path) -> list[str]:
@@ -59,7 +60,8 @@ def test_the_published_command_line(student_folder: Path, teacher_folder: Path, 
     assert "what the published code computes, weight 1.5, matching fast" in told
     assert "--distillation_config.enable_fsdp has no effect" in told
     line = first_line(tmp_path / "out")
-    assert line["loss"] == pytest.approx(line["cross_entropy"] + 1.5 * line["distillation"], rel=1e-4)
+    rounded = rounding(torch.float32, 12)  # logged numbers: a product, a quotient, a few sums
+    assert line["loss"] == pytest.approx(line["cross_entropy"] + 1.5 * line["distillation"], rel=rounded)
     assert (tmp_path / "out" / "2" / "model.safetensors").is_file()  # the end of the first epoch
     assert load_model(tmp_path / "out").model.num_parameters() == load_model(student_folder).model.num_parameters()
 
@@ -101,12 +103,13 @@ def test_a_step_has_the_published_loss(f: int, student_folder: Path, teacher_fol
     trainer.train()
     line = first_line(tmp_path / "out")
 
-    sides = []
+    sides, models = [], []
     for folder in (student_folder, teacher_folder):
         tokenizer = load_tokenizer(folder)
         config = SimpleNamespace(file=str(loader), training_size=1, encoder_decoder=False)
         rows = list(LoaderFile(str(loader)).split("train", tokenizer, config))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        models.append(model)
         with torch.no_grad():
             sides.append((*answer_logits(model, rows), tokenizer.eos_token_id))
     (student, answers, _), (teacher, texts, end) = sides
@@ -121,9 +124,10 @@ def test_a_step_has_the_published_loss(f: int, student_folder: Path, teacher_fol
         student_logits, teacher_logits, student_mask, teacher_mask,
         matching="fast" if f == 1 else "greedy", formulation="authors",
     )  # fmt: skip
-    assert line["cross_entropy"] == pytest.approx(float(cross_entropy), rel=1e-4)
-    assert line["distillation"] == pytest.approx(float(wanted.total), rel=1e-4)
-    assert line["loss"] == pytest.approx(float(cross_entropy + 0.7 * wanted.total), rel=1e-4)
+    tolerance = loss_tolerance(*models, length=256, tokens=sum(map(len, answers)))
+    assert line["cross_entropy"] == pytest.approx(float(cross_entropy), rel=tolerance)
+    assert line["distillation"] == pytest.approx(float(wanted.total), rel=tolerance)
+    assert line["loss"] == pytest.approx(float(cross_entropy + 0.7 * wanted.total), rel=tolerance)
 
 
 def test_encoder_decoder_students_learn(teacher_folder: Path, tmp_path: Path) -> None:
@@ -142,7 +146,7 @@ def test_without_distillation_the_labels_alone_are_learned(student_folder: Path,
     words = finetuning_words(student_folder, loader, tmp_path / "out", "--training_size", "0.5", "--num_epochs", "6")
     assert main([*words, "--lr", "1e-2"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0]["loss"] == pytest.approx(lines[0]["cross_entropy"])
+    assert lines[0]["loss"] == pytest.approx(lines[0]["cross_entropy"], rel=rounding(torch.float32, 12))
     assert lines[-1]["step"] == 12  # ten of the rows, in two batches an epoch
     assert lines[-2]["loss"] < lines[0]["loss"]
 
@@ -174,5 +178,7 @@ def test_two_processes_read_their_share(student_folder: Path, teacher_folder: Pa
     words = [*finetuning_words(student_folder, loader, tmp_path / "two", *common), "2"]
     done = script("finetuning.py", words, launcher)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert first_line(tmp_path / "two")["loss"] == pytest.approx(first_line(tmp_path / "one")["loss"], rel=1e-4)
+    models = load_model(student_folder).model, load_model(teacher_folder).model
+    tolerance = loss_tolerance(*models, length=256, tokens=100)
+    assert first_line(tmp_path / "two")["loss"] == pytest.approx(first_line(tmp_path / "one")["loss"], rel=tolerance)
     assert (tmp_path / "two" / "model.safetensors").is_file()

@@ -12,6 +12,7 @@ from crosskd.teacher.capture import capture_targets, forward_answers
 from crosskd.teacher.prefix import SharedPrefix, reusable_prefix
 from crosskd.text.answer_spans import TokenizedExample
 from helpers_models import CONFIGS, tiny_model
+from helpers_tolerances import assert_logits_close
 
 SHARED = list(range(10, 34))
 EXAMPLES = [
@@ -19,6 +20,7 @@ EXAMPLES = [
     TokenizedExample([*SHARED, 70], [71], 0),
     TokenizedExample([*SHARED, 80, 81, 82, 83, 84], [85, 86], 0),
 ]
+LONGEST = max(len(example.prompt_ids) + len(example.answer_ids) for example in EXAMPLES)
 
 
 def expected_logits(model: torch.nn.Module, example: TokenizedExample) -> torch.Tensor:
@@ -38,9 +40,7 @@ def test_left_padded_answer_logits_equal_unpadded_full_logits(family: str) -> No
         logits = answer_logits(model, batch, batch["labels"].shape[1])
     assert logits.shape[1] == 4
     for row, example in zip(logits, EXAMPLES, strict=True):
-        torch.testing.assert_close(
-            row[: len(example.answer_ids)], expected_logits(model, example), atol=1e-4, rtol=1e-4
-        )
+        assert_logits_close(row[: len(example.answer_ids)], expected_logits(model, example), model, LONGEST)
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
@@ -51,9 +51,7 @@ def test_capture_equals_unpadded_full_logits(family: str, with_prefix: bool) -> 
     answers = forward_answers(model, EXAMPLES, prefix)
     assert answers.mask.sum(1).tolist() == [4, 1, 2]
     for row, example in zip(answers.logits, EXAMPLES, strict=True):
-        torch.testing.assert_close(
-            row[: len(example.answer_ids)], expected_logits(model, example), atol=1e-4, rtol=1e-4
-        )
+        assert_logits_close(row[: len(example.answer_ids)], expected_logits(model, example), model, LONGEST)
 
 
 def test_targets_keep_the_order_of_the_examples() -> None:
@@ -65,9 +63,7 @@ def test_targets_keep_the_order_of_the_examples() -> None:
         alone = targets_from_logits(logits, torch.ones(1, logits.shape[1], dtype=torch.bool), request)
         assert targets.column_log_probabilities is not None
         assert alone.column_log_probabilities is not None
-        torch.testing.assert_close(
-            targets.column_log_probabilities, alone.column_log_probabilities, atol=1e-4, rtol=1e-4
-        )
+        assert_logits_close(targets.column_log_probabilities, alone.column_log_probabilities, model, LONGEST)
 
 
 def test_a_prefix_ends_before_the_shortest_prompt() -> None:

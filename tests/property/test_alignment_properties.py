@@ -16,7 +16,7 @@ def total(left, right, alignment):
     return sum(matched) + (len(left) + len(right) - 2 * len(matched)) / 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pieces, pieces)
 def test_one_to_one_in_order_and_never_between_strangers(left, right):
     alignment = align_tokens(left, right)
@@ -26,7 +26,7 @@ def test_one_to_one_in_order_and_never_between_strangers(left, right):
     assert all(set(left[i]) & set(right[j]) for i, j in enumerate(alignment) if j >= 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pieces, pieces)
 def test_swapping_or_reversing_both_sides_costs_the_same(left, right):
     cost = total(left, right, align_tokens(left, right))
@@ -34,7 +34,7 @@ def test_swapping_or_reversing_both_sides_costs_the_same(left, right):
     assert abs(total(left[::-1], right[::-1], align_tokens(left[::-1], right[::-1])) - cost) < 1e-5
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text("abc ", min_size=1, max_size=4), max_size=12, unique=True), st.randoms())
 def test_a_shuffled_vocabulary_maps_back_to_itself(texts, generator):
     shuffled = list(texts)

@@ -37,7 +37,7 @@ def assert_equal(left, right):
     torch.testing.assert_close(left, right, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, sizes, sizes, sizes, sizes, counts)
 def test_permuting_either_vocabulary_with_its_map_changes_nothing(seed, t_s, t_t, v_s, v_t, top_entries):
     student, teacher, mask, table = problem(seed, 2, t_s, t_t, v_s, v_t)
@@ -51,7 +51,7 @@ def test_permuting_either_vocabulary_with_its_map_changes_nothing(seed, t_s, t_t
     assert_equal(loss(permuted, teacher[..., old_of_teacher], mask, table, top_entries), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.integers(1, 4), sizes, sizes, sizes, sizes, counts)
 def test_batch_equals_single_calls_and_padding_changes_nothing(seed, batch, t_s, t_t, v_s, v_t, top_entries):
     student, teacher, mask, table = problem(seed, batch, t_s, t_t, v_s, v_t)
@@ -64,7 +64,7 @@ def test_batch_equals_single_calls_and_padding_changes_nothing(seed, batch, t_s,
     assert_equal(singles, loss(student, teacher, mask, table, top_entries))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, sizes, sizes, counts)
 def test_zero_for_identical_models_and_nonnegative_otherwise(seed, tokens, vocabulary, top_entries):
     student, teacher, mask, _ = problem(seed, 2, tokens, tokens, vocabulary, vocabulary)
@@ -75,7 +75,7 @@ def test_zero_for_identical_models_and_nonnegative_otherwise(seed, tokens, vocab
     assert loss(student, teacher, mask, identity, top_entries)[1] >= -1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, sizes, sizes)
 def test_an_injective_map_gives_a_loss_that_grows_with_the_entries(seed, tokens, vocabulary):
     student, teacher, mask, _ = problem(seed, 2, tokens, tokens, vocabulary, vocabulary)

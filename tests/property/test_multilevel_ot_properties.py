@@ -7,9 +7,6 @@ from hypothesis import given, settings
 from crosskd.losses import StudentAnswers, TeacherTargets, create_method, multilevel_ot_loss, targets_from_logits
 from crosskd.transport import match_columns, rank_columns, sinkhorn_plan
 
-settings.register_profile("quick", max_examples=25, deadline=None, database=None)
-settings.load_profile("quick")
-
 SEEDS = st.integers(0, 10**6)
 MATCHINGS = st.sampled_from(["fast", "greedy", "exact"])
 LENGTHS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3)
@@ -37,6 +34,7 @@ def close(first, second):
     torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-10)
 
 
+@settings(max_examples=25)
 @given(SEEDS, LENGTHS, MATCHINGS)
 def test_order_of_either_vocabulary_changes_nothing(seed, lengths, matching):
     student, teacher, *masks = batch(seed, lengths)
@@ -45,12 +43,14 @@ def test_order_of_either_vocabulary_changes_nothing(seed, lengths, matching):
     close(loss(*shuffled, *masks, matching=matching), loss(student, teacher, *masks, matching=matching))
 
 
+@settings(max_examples=25)
 @given(SEEDS, LENGTHS, MATCHINGS)
 def test_identical_models_have_no_absolute_difference(seed, lengths, matching):
     student, _, mask, _ = batch(seed, lengths)
     assert loss(student, student.clone(), mask, mask, matching=matching)[1] == 0
 
 
+@settings(max_examples=25)
 @given(SEEDS, st.integers(1, 5))
 def test_exact_costs_least(seed, tokens):
     student, teacher = logits(seed, 1, tokens, 10), logits(seed + 1, 1, tokens, 8)
@@ -64,6 +64,7 @@ def test_exact_costs_least(seed, tokens):
     assert costs["exact"] <= min(costs["fast"], costs["greedy"]) + 1e-12
 
 
+@settings(max_examples=25)
 @given(SEEDS, st.integers(1, 6), st.integers(1, 6))
 def test_plan_has_its_marginals(seed, rows, columns):
     plan = sinkhorn_plan(logits(seed, 2, rows, columns).abs(), epsilon=1.0, iterations=300)
@@ -72,12 +73,14 @@ def test_plan_has_its_marginals(seed, rows, columns):
     assert (plan >= 0).all()
 
 
+@settings(max_examples=25)
 @given(SEEDS, st.floats(0.01, 100), st.integers(1, 30))
 def test_cost_and_epsilon_scale_together(seed, factor, iterations):
     cost = logits(seed, 2, 4, 3).abs()
     close(sinkhorn_plan(cost * factor, 0.3 * factor, iterations), sinkhorn_plan(cost, 0.3, iterations))
 
 
+@settings(max_examples=25)
 @given(SEEDS, LENGTHS, MATCHINGS, st.integers(0, 4), st.integers(0, 4))
 def test_padding_changes_nothing(seed, lengths, matching, student_more, teacher_more):
     student, teacher, student_mask, teacher_mask = batch(seed, lengths)
@@ -90,6 +93,7 @@ def test_padding_changes_nothing(seed, lengths, matching, student_more, teacher_
     close(loss(padded[0], padded[2], padded[1], padded[3], matching=matching), expected)
 
 
+@settings(max_examples=25)
 @given(SEEDS, LENGTHS, MATCHINGS)
 def test_a_batch_is_its_sequences_one_by_one(seed, lengths, matching):
     student, teacher, *masks = batch(seed, lengths)
@@ -101,6 +105,7 @@ def test_a_batch_is_its_sequences_one_by_one(seed, lengths, matching):
     close(*gradients)
 
 
+@settings(max_examples=25)
 @given(SEEDS, LENGTHS, MATCHINGS, st.integers(1, 9))
 def test_chunks_change_nothing(seed, lengths, matching, chunk_size):
     student, teacher, student_mask, teacher_mask = batch(seed, lengths)
@@ -117,6 +122,7 @@ def test_chunks_change_nothing(seed, lengths, matching, chunk_size):
     close(results[0][1], results[1][1])
 
 
+@settings(max_examples=25)
 @given(SEEDS, LENGTHS, st.permutations(range(3)))
 def test_targets_of_examples_in_any_order_make_a_batch(seed, lengths, order):
     _, teacher, _, mask = batch(seed, lengths)

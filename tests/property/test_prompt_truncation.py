@@ -22,7 +22,7 @@ CONTEXTS = st.lists(PIECES, min_size=1, max_size=30).map("".join) | st.text(max_
 
 @pytest.mark.parametrize("template", [None, CHAT_TEMPLATE_WITHOUT_SYSTEM])
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(context=CONTEXTS, share=st.floats(0, 1))
 def test_a_prompt_that_is_too_long_loses_the_front_of_its_context_only(kind, template, context, share):
     builder = PromptBuilder(TOKENIZERS[kind](template), TASK)
@@ -45,7 +45,7 @@ def test_a_prompt_that_is_too_long_loses_the_front_of_its_context_only(kind, tem
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(context=CONTEXTS, answer=st.text(min_size=1, max_size=20), limit=st.integers(1, 150))
 def test_prompt_and_answer_fit_or_are_refused(kind, context, answer, limit):
     builder = PromptBuilder(TOKENIZERS[kind](), TASK)

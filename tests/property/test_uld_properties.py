@@ -26,7 +26,7 @@ def assert_equal(left, right):
     torch.testing.assert_close(left, right, rtol=0, atol=1e-10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, sizes, sizes, sizes, sizes, counts)
 def test_permuting_either_vocabulary_changes_nothing(seed, t_s, t_t, v_s, v_t, top_entries):
     student, teacher, student_mask, teacher_mask = problem(seed, 2, t_s, t_t, v_s, v_t)
@@ -37,14 +37,14 @@ def test_permuting_either_vocabulary_changes_nothing(seed, t_s, t_t, v_s, v_t, t
     assert_equal(uld_loss(student, teacher, student_mask, teacher_mask, top_entries=top_entries), loss)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, sizes, sizes, counts)
 def test_identical_models_give_zero_and_shifted_logits_too(seed, tokens, vocabulary, top_entries):
     student, _, mask, _ = problem(seed, 2, tokens, 1, vocabulary, 1)
     assert_equal(uld_loss(student, student + 5, mask, mask, top_entries=top_entries).item(), 0.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.integers(1, 4), sizes, sizes, sizes, sizes, counts)
 def test_batch_equals_single_calls_and_padding_changes_nothing(seed, batch, t_s, t_t, v_s, v_t, top_entries):
     student, teacher, student_mask, teacher_mask = problem(seed, batch, t_s, t_t, v_s, v_t)
@@ -57,7 +57,7 @@ def test_batch_equals_single_calls_and_padding_changes_nothing(seed, batch, t_s,
     assert_equal(singles, loss)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, sizes, sizes, sizes)
 def test_bounded_by_two_a_token_and_growing_with_the_entries(seed, tokens, v_s, v_t):
     student, teacher, student_mask, teacher_mask = problem(seed, 2, tokens, tokens, v_s, v_t)

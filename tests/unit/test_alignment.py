@@ -51,11 +51,15 @@ def sentencepiece_bpe():
 
 
 def unigram():
-    tokenizer = Tokenizer(models.Unigram())
+    letters = sorted(set("".join(CORPUS)) - set(" \n\t"))
+    words = ["▁the", "▁little", "▁capital", "▁of", "▁sister", "▁", "▁co"]
+    special = ["<pad>", "</s>", "<unk>"]
+    scores = [0.0] * 3 + [-2.0 - place / 8 for place in range(len(words))] + [-5.0] * len(letters)
+    entries = list(zip([*special, *words, *letters], scores, strict=True))
+    tokenizer = Tokenizer(models.Unigram(entries, special.index("<unk>"), False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=160, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(special)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
 
 

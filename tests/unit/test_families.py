@@ -23,6 +23,7 @@ from helpers_families import (
     tiny,
     tokenized,
 )
+from helpers_tolerances import assert_logits_close
 
 
 def as_read(name: str, text: str) -> str:
@@ -113,7 +114,8 @@ def test_logits_of_a_padded_batch_are_those_of_each_sequence_alone(name: str, tr
     for row, tokens in zip(logits, examples, strict=True):
         expected = logits_alone(loaded.model, tokens)
         assert float(expected.std()) > 0.1
-        torch.testing.assert_close(row[: len(tokens.answer_ids)], expected, atol=1e-5, rtol=1e-5)
+        length = len(tokens.prompt_ids) + len(tokens.answer_ids)
+        assert_logits_close(row[: len(tokens.answer_ids)], expected, loaded.model, length)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -146,6 +148,7 @@ def test_targets_are_those_of_each_sequence_alone_with_and_without_the_shared_pr
             assert targets.entry_ids is not None
             assert targets.entry_log_probabilities is not None
             at_those = expected.gather(1, targets.entry_ids[0].long())
-            torch.testing.assert_close(targets.entry_log_probabilities[0], at_those, atol=2e-5, rtol=1e-5)
+            length = len(tokens.prompt_ids) + len(tokens.answer_ids)
+            assert_logits_close(targets.entry_log_probabilities[0], at_those, loaded.model, length)
             best = expected.topk(at_those.shape[1]).values
-            torch.testing.assert_close(at_those, best, atol=2e-5, rtol=1e-5)
+            assert_logits_close(at_those, best, loaded.model, length)

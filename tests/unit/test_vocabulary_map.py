@@ -113,6 +113,7 @@ def calls(monkeypatch):
 
 
 def test_computed_once_for_a_pair_and_anew_for_another(tmp_path, monkeypatch, calls):
+    monkeypatch.delenv("CROSSKD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     student, teacher = tokenizer("sister", "sea"), tokenizer("sea", "sisters", "seas")
     first = load_vocabulary_map(student, teacher, workers=1)
@@ -128,6 +129,14 @@ def test_computed_once_for_a_pair_and_anew_for_another(tmp_path, monkeypatch, ca
     assert torch.equal(load_vocabulary_map(student, teacher), first)
     assert torch.equal(load_vocabulary_map(student, teacher), first)
     assert len(calls) == 5
+
+
+def test_the_cache_directory_of_crosskd_holds_the_maps(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of all programs"))
+    monkeypatch.setenv("CROSSKD_CACHE", str(tmp_path / "of crosskd"))
+    load_vocabulary_map(tokenizer("sea"), tokenizer("sea"), workers=1)
+    assert len(list((tmp_path / "of crosskd" / "vocabulary_maps").iterdir())) == 1
+    assert not (tmp_path / "of all programs").exists()
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, caplog):

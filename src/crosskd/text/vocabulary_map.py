@@ -106,7 +106,8 @@ def load_vocabulary_map(
         student_tokenizer: A tokenizer of transformers.
         teacher_tokenizer: A tokenizer of transformers.
         cutoff: As in :func:`vocabulary_map`.
-        folder: Where maps are kept; default ``$XDG_CACHE_HOME/crosskd/vocabulary_maps`` (``~/.cache`` without it). A
+        folder: Where maps are kept; default ``vocabulary_maps`` in ``$CROSSKD_CACHE``, else in
+            ``$XDG_CACHE_HOME/crosskd`` (``~/.cache/crosskd`` without either). A
             file is named by the contents of both vocabularies, so that a changed tokenizer gets a new map. A folder
             that cannot be written costs the computation each time, with a warning.
         workers: Threads; -1 for all.
@@ -242,7 +243,9 @@ def _identity(student: Vocabulary, teacher: Vocabulary, cutoff: float) -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosskd" / "vocabulary_maps"
+    chosen, shared = os.environ.get("CROSSKD_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    cache = Path(chosen) if chosen else Path(shared or Path.home() / ".cache") / "crosskd"
+    return cache / "vocabulary_maps"
 
 
 def _keep(student_ids: Tensor, path: Path) -> None:
