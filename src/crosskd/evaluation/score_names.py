@@ -22,7 +22,7 @@ HEADINGS = {
 #: Words that tasks and flags may use for one of them.
 SHORT_NAMES = {"rouge": "rougeLsum", "bert_score": "bert_score_f1"}
 
-_USUAL = "best of the references"  # what `Evaluation.computed_by` says of ROUGE unless it was asked for the mean
+_USUAL = "best of the references"  # what `Evaluation.computed_by` says of ROUGE unless it was asked for another
 _SHOWN = ("f1", "exact_match", "rougeLsum", "bert_score_f1")
 
 
@@ -64,7 +64,7 @@ def made_alike(metric: str, evaluations: Sequence[Evaluation]) -> bool:
 def how_computed(evaluations: Sequence[Evaluation]) -> str:
     """What a table must say of its ROUGE and BERTScore columns: nothing, or a sentence for each.
 
-    ROUGE is worth a word where it is the mean over the references; BERTScore always.
+    ROUGE is worth a word where it is the mean over the references, or without stemmer; BERTScore always.
     """
     notes = [_note("ROUGE", "rougeLsum", evaluations), _note("BERTScore", "bert_score_f1", evaluations)]
     return " ".join(note for note in notes if note)
