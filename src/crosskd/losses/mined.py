@@ -47,8 +47,8 @@ class MinED(DistillationMethod):
 
     Note:
         MinED as Wan et al. published it (FuseLLM's code) is ``MinED(top_entries=10, edit_distance_cutoff=1.0,
-        alignment="dtw", remainder="dropped")``; docs/methods/mined.md lists what still differs. The defaults neither
-        take a prediction for a token it contradicts nor blow up what is left of a distribution to 1.
+        alignment="dtw", remainder="dropped")``; docs/methods/mined.md lists what still differs. The defaults give
+        a token no label as a teacher, and do not renormalize what may be a small part of a distribution to 1.
 
     Attributes:
         top_entries: m; None or 0 for all.
