@@ -41,8 +41,8 @@ REFERENCES = [
 ]
 
 
-def scoring(variant: str, task: str = "qa") -> Scoring:
-    return Scoring.prepare(TASKS[task], "best", variant, None, None)  # pyright: ignore[reportArgumentType]
+def scoring(variant: str, task: str = "qa", references: str = "all") -> Scoring:
+    return Scoring.prepare(TASKS[task], "best", variant, references, None, None)  # pyright: ignore[reportArgumentType]
 
 
 def evaluation(variant: str | None, name: str = "m", task: str = "qa") -> Evaluation:

@@ -54,6 +54,9 @@ class EvaluateArguments:
         default="standard",
         metadata={"help": "ROUGE with stemmer and sentences, or without both as the paper's script scores"},
     )
+    references: Literal["all", "first"] = field(
+        default="all", metadata={"help": "score against all references of an example, or its first alone"}
+    )
     bert_score_model: str | None = field(
         default=None, metadata={"help": "encoder for BERTScore: hub id such as roberta-large, or folder"}
     )
@@ -104,6 +107,7 @@ def run(words: Sequence[str]) -> None:
             max_length=arguments.max_length or context_length(loaded.model.config, loaded.tokenizer),
             rouge_aggregate=arguments.rouge_aggregate,
             rouge_variant=arguments.rouge_variant,
+            references=arguments.references,
             bert_score_model=arguments.bert_score_model,
             bert_score_layer=arguments.bert_score_layer,
             advance=advance,

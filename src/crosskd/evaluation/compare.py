@@ -52,10 +52,17 @@ class Paired:
 
     @property
     def notes(self) -> list[str]:
-        """How ROUGE and BERTScore were computed, where they are among the scores."""
-        notes = []
+        """How scores were computed that can be in several ways."""
+        notes: list[str] = []
+        way = self.evaluations[0].computed_by("f1")
+        if way and any(metric in ("f1", "exact_match") for metric in self.scores[0]):
+            notes.append(f"F1 and EM: {way}.")
         if any(metric in ROUGE_TYPES for metric in self.scores[0]):
-            how = {"rouge_aggregate": self.rouge_aggregate, "rouge_variant": self.rouge_variant}
+            how = {
+                **self.evaluations[0].settings,
+                "rouge_aggregate": self.rouge_aggregate,
+                "rouge_variant": self.rouge_variant,
+            }
             notes.append(f"ROUGE: {replace(self.evaluations[0], settings=how).computed_by('rouge')}.")
         measured = [metric for metric in self.scores[0] if metric.startswith("bert_score")]
         return [*notes, *(f"BERTScore: {self.evaluations[0].computed_by(metric)}." for metric in measured[:1])]
@@ -112,7 +119,7 @@ def pair_evaluations(
         for each, name in zip(evaluations[1:], names[1:], strict=True)
     ]
     together = [evaluations[0], *(replace(e, predictions=p) for e, (_, p) in zip(evaluations[1:], pairs, strict=True))]
-    chosen = list(dict.fromkeys(map(score_name, metrics))) if metrics else _usual_metrics(together)
+    chosen = list(dict.fromkeys(map(score_name, metrics))) if metrics is not None else _usual_metrics(together)
     _check_encoders(chosen, together)
     aggregate = cast(Aggregate, rouge_aggregate or _common("rouge_aggregate", ("best", "mean"), chosen, together))
     variant = cast(RougeVariant, rouge_variant or _common("rouge_variant", tuple(ROUGE_VARIANTS), chosen, together))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.generation import generate_answers
-from crosskd.evaluation.metrics import Aggregate, RougeVariant
+from crosskd.evaluation.metrics import Aggregate, References, RougeVariant
 from crosskd.evaluation.results import Evaluation, Prediction
 from crosskd.evaluation.scoring import Scoring, score
 from crosskd.models.limits import longest_prompt
@@ -36,6 +36,7 @@ def evaluate(
     max_length: int | None = None,
     rouge_aggregate: Aggregate = "best",
     rouge_variant: RougeVariant = "standard",
+    references: References = "all",
     bert_score_model: str | None = None,
     bert_score_layer: int | None = None,
     advance: Callable[[int], None] | None = None,
@@ -59,6 +60,8 @@ def evaluate(
             match always take the best.
         rouge_variant: ROUGE with Porter stemmer and sentence by sentence (``"standard"``), or with words as they stand
             and each text as one sentence (``"plain"``), as the published script of arXiv 2412.14528 scores.
+        references: Score against ``"all"`` references of an example, or against its ``"first"`` alone, which is then
+            the only one that the predictions record.
         bert_score_model: Encoder for BERTScore (a hub id or folder); None leaves BERTScore out.
         bert_score_layer: Its layer; None takes the one that ``bert-score`` recommends.
         advance: Called with the number of examples answered since the last call (progress bars).
@@ -81,7 +84,7 @@ def evaluate(
     ends = model.config.is_encoder_decoder  # as their encoders were trained
     builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style, append_eos=ends)
     prompts = [builder.build(row, max_tokens=limit) for row in rows]
-    scoring = Scoring.prepare(task, rouge_aggregate, rouge_variant, bert_score_model, bert_score_layer)
+    scoring = Scoring.prepare(task, rouge_aggregate, rouge_variant, references, bert_score_model, bert_score_layer)
     started = time.perf_counter()
     answers = generate_answers(
         model, tokenizer, [prompt.ids for prompt in prompts],

@@ -43,6 +43,7 @@ __all__ = [
 
 Aggregate = Literal["best", "mean"]
 RougeVariant = Literal["standard", "plain"]
+References = Literal["all", "first"]
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ROUGE_VARIANTS: dict[str, dict[str, bool]] = {
     "standard": {"stemmer": True, "sentences": True},

@@ -50,7 +50,7 @@ class Evaluation:
         number_few_shot: Shots in the prompt.
         truncated_examples: Examples whose context was shortened to fit.
         settings: What else decides the scores (model, prompt style, limits, dtype, ``rouge_aggregate``,
-            ``rouge_variant``, encoder of BERTScore, ...), and the task's ``metrics``.
+            ``rouge_variant``, ``references``, encoder of BERTScore, ...), and the task's ``metrics``.
         crosskd_version: Version that computed them.
     """
 
@@ -70,14 +70,16 @@ class Evaluation:
 
         Two scores of the same metric can be compared where this is the same.
         """
+        first = "first reference only" if self.settings.get("references", "all") == "first" else ""
         if metric.startswith("rouge"):
             plain = self.settings.get("rouge_variant", "standard") == "plain"
             how = ", without stemmer and sentence split" if plain else ""
-            return f"{self.settings.get('rouge_aggregate', 'best')} of the references{how}"
+            return (first or f"{self.settings.get('rouge_aggregate', 'best')} of the references") + how
         encoder = self.settings.get("bert_score")
         if metric.startswith("bert_score") and encoder:
-            return f"{encoder['model']}, layer {encoder['layer']}, bert-score {encoder['version']}"
-        return ""
+            how = f"{encoder['model']}, layer {encoder['layer']}, bert-score {encoder['version']}"
+            return f"{how}, {first}" if first else how
+        return first
 
     def save(self, folder: str | Path) -> Path:
         """Write ``predictions.jsonl`` and then ``scores.json`` into ``folder``, each in one step.
