@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from typing import Any
 
 import pytest
 
@@ -15,15 +16,16 @@ from crosskd.report.differences import difference_rows
 from crosskd.report.tables import csv_table
 from crosskd.text.tasks import TASKS
 
-EXAMPLES = [
+EXAMPLES: list[dict[str, Any]] = [
     {"id": "a", "question": "who?", "answers": ["Ada", "Grace Hopper"]},
     {"id": "b", "question": "where?", "answers": ["in Rome"]},
 ]
 ANSWERS = ["Grace Hopper", "Rome"]
 
 
-def evaluation(references: str | None, examples=EXAMPLES) -> Evaluation:
-    chosen = Scoring.prepare(TASKS["qa"], "best", "standard", references or "all", None, None)
+def evaluation(references: str | None, examples: list[dict[str, Any]] = EXAMPLES) -> Evaluation:
+    counted: Any = references or "all"
+    chosen = Scoring.prepare(TASKS["qa"], "best", "standard", counted, None, None)
     predictions, scores = chosen.apply(examples, ANSWERS)
     settings = chosen.settings
     if references is None:  # as crosskd wrote them before there was a choice

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from crosskd.training.aligner import for_tokenizers
 from crosskd.training.config import DistillationConfig
 from helpers_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 
-PUBLISHED = {"top_entries": 10, "edit_distance_cutoff": 1.0, "alignment": "dtw", "remainder": "dropped"}
+PUBLISHED: dict[str, Any] = {"top_entries": 10, "edit_distance_cutoff": 1.0, "alignment": "dtw", "remainder": "dropped"}
 
 
 def terms(method: MinED, student: Tensor, teacher: Tensor, alignment: list[int], table: list[int]) -> dict[str, Tensor]:
@@ -45,7 +48,7 @@ def test_another_word_is_refused(setting: str, expected: str) -> None:
     with pytest.raises(UsageError, match=f"{setting}: got 'other'; expected {expected}"):
         create_method("mined", **{setting: "other"})
     with pytest.raises(UsageError, match=setting):
-        DistillationConfig(output_dir="unused", method="mined", **{setting: "other"})
+        DistillationConfig(output_dir="unused", method="mined", **{setting: "other"})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("remainder", ["kept", "dropped"])
@@ -132,7 +135,7 @@ def test_a_prediction_follows_the_token_that_was_read() -> None:
     assert aligned(["a"], []) == [-1]
 
 
-def test_a_trainer_aligns_by_its_methods_setting(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_a_trainer_aligns_by_its_methods_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     student, teacher = byte_level_tokenizer(), sentencepiece_tokenizer()
     text = " the river rises in the hills"
@@ -142,13 +145,16 @@ def test_a_trainer_aligns_by_its_methods_setting(monkeypatch: pytest.MonkeyPatch
         pieces.append(read_vocabulary(tokenizer).texts(ids[-1]))
     strict, align = for_tokenizers(MinED(edit_distance_cutoff=1.0), student, teacher)
     assert align(*ids) == align_tokens(*pieces)
-    warped, align = for_tokenizers(MinED(**PUBLISHED), student, teacher)  # pyright: ignore[reportArgumentType]
+    warped, align = for_tokenizers(MinED(**PUBLISHED), student, teacher)
     assert strict.vocabulary_map is not None
     assert warped.vocabulary_map is not None
     assert warped.vocabulary_map.equal(strict.vocabulary_map)
     nearest = warped.vocabulary_map.tolist()
+    student_pieces, teacher_pieces = pieces
     expected = align_by_warping(
-        *pieces, lambda i, j: pieces[0][i] == pieces[1][j] or nearest[ids[1][j]] == ids[0][i]
-    )  # fmt: skip
+        student_pieces,
+        teacher_pieces,
+        lambda i, j: student_pieces[i] == teacher_pieces[j] or nearest[ids[1][j]] == ids[0][i],
+    )
     assert align(*ids) == expected
     assert sum(index >= 0 for index in expected) >= 2

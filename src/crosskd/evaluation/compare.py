@@ -213,7 +213,7 @@ def _all_have(metric: str, evaluations: Sequence[Evaluation]) -> bool:
     return all(metric in prediction.scores for each in evaluations for prediction in each.predictions)
 
 
-def _common(setting: str, values: tuple[str, str], metrics: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
+def _common(setting: str, values: tuple[str, ...], metrics: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
     """The setting of ROUGE that the evaluations were made with; a bare ``predictions.jsonl`` goes with any."""
     found = dict.fromkeys(str(each.settings.get(setting, values[0])) for each in evaluations if each.scores)
     if len(found) > 1 and any(metric in ROUGE_TYPES for metric in metrics):

@@ -13,7 +13,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypedDict
 
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -45,12 +45,20 @@ Aggregate = Literal["best", "mean"]
 RougeVariant = Literal["standard", "plain"]
 References = Literal["all", "first"]
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-ROUGE_VARIANTS: dict[str, dict[str, bool]] = {
+
+
+class RougeOptions(TypedDict):
+    """Arguments of :func:`rouge_scores`; see there."""
+
+    stemmer: bool
+    sentences: bool
+
+
+ROUGE_VARIANTS: dict[str, RougeOptions] = {
     "standard": {"stemmer": True, "sentences": True},
     "plain": {"stemmer": False, "sentences": False},
 }
-"""Arguments of :func:`rouge_scores` by name of the variant; ``plain`` is how the published script of arXiv 2412.14528
-scores."""
+"""By name of the variant; ``plain`` is how the published script of arXiv 2412.14528 scores."""
 
 _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
