@@ -36,6 +36,9 @@ class CompareArguments:
     rouge_aggregate: Literal["best", "mean"] | None = field(
         default=None, metadata={"help": "over the references of an example, for ROUGE; default: as they were evaluated"}
     )
+    rouge_variant: Literal["standard", "plain"] | None = field(
+        default=None, metadata={"help": "ROUGE with stemmer and sentences, or without; default: as they were evaluated"}
+    )
     resamples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
     confidence: float = field(default=0.95, metadata={"help": "of the intervals"})
     seed: int = field(default=0, metadata={"help": "seed of the resampling"})
@@ -73,7 +76,11 @@ def compare(arguments: CompareArguments) -> Comparison:
         raise UsageError("--runs", got=f"only {arguments.runs[0]}", expected="a baseline and at least one other")
     evaluations = [open_evaluation(place) for place in arguments.runs]
     paired = pair_evaluations(
-        evaluations, metrics=arguments.metrics, rouge_aggregate=arguments.rouge_aggregate, labels=arguments.runs
+        evaluations,
+        metrics=arguments.metrics,
+        rouge_aggregate=arguments.rouge_aggregate,
+        rouge_variant=arguments.rouge_variant,
+        labels=arguments.runs,
     )
     differences = paired.differences(
         resamples=arguments.resamples, confidence=arguments.confidence, seed=arguments.seed

@@ -50,6 +50,13 @@ class EvaluateArguments:
     rouge_aggregate: Literal["best", "mean"] = field(
         default="best", metadata={"help": "over the references of an example, for ROUGE; F1 and EM take the best"}
     )
+    rouge_variant: Literal["standard", "plain"] = field(
+        default="standard",
+        metadata={"help": "ROUGE with stemmer and sentences, or without both as the paper's script scores"},
+    )
+    references: Literal["all", "first"] = field(
+        default="all", metadata={"help": "score against all references of an example, or its first alone"}
+    )
     bert_score_model: str | None = field(
         default=None, metadata={"help": "encoder for BERTScore: hub id such as roberta-large, or folder"}
     )
@@ -99,6 +106,8 @@ def run(words: Sequence[str]) -> None:
             batch_size=arguments.batch_size,
             max_length=arguments.max_length or context_length(loaded.model.config, loaded.tokenizer),
             rouge_aggregate=arguments.rouge_aggregate,
+            rouge_variant=arguments.rouge_variant,
+            references=arguments.references,
             bert_score_model=arguments.bert_score_model,
             bert_score_layer=arguments.bert_score_layer,
             advance=advance,

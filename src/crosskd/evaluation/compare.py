@@ -9,7 +9,15 @@ from typing import cast
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.bootstrap import Difference, paired_bootstrap
-from crosskd.evaluation.metrics import ROUGE_TYPES, Aggregate, exact_match_scores, f1_scores, rouge_scores
+from crosskd.evaluation.metrics import (
+    ROUGE_TYPES,
+    ROUGE_VARIANTS,
+    Aggregate,
+    RougeVariant,
+    exact_match_scores,
+    f1_scores,
+    rouge_scores,
+)
 from crosskd.evaluation.pairing import open_evaluation, pair_predictions
 from crosskd.evaluation.results import Evaluation, Prediction
 from crosskd.evaluation.score_names import score_name, shown_scores
@@ -34,18 +42,28 @@ class Paired:
         evaluations: The models', the one that the others are compared with first; N predictions each.
         scores: For each evaluation N scores in [0, 1] by metric.
         rouge_aggregate: Over the references of an example, for ROUGE.
+        rouge_variant: ROUGE with stemmer and sentences (``"standard"``), or without both (``"plain"``).
     """
 
     evaluations: list[Evaluation]
     scores: list[dict[str, list[float]]]
     rouge_aggregate: Aggregate
+    rouge_variant: RougeVariant
 
     @property
     def notes(self) -> list[str]:
-        """How ROUGE and BERTScore were computed, where they are among the scores."""
-        notes = []
+        """How scores were computed that can be in several ways."""
+        notes: list[str] = []
+        way = self.evaluations[0].computed_by("f1")
+        if way and any(metric in ("f1", "exact_match") for metric in self.scores[0]):
+            notes.append(f"F1 and EM: {way}.")
         if any(metric in ROUGE_TYPES for metric in self.scores[0]):
-            notes.append(f"ROUGE: {self.rouge_aggregate} of the references.")
+            how = {
+                **self.evaluations[0].settings,
+                "rouge_aggregate": self.rouge_aggregate,
+                "rouge_variant": self.rouge_variant,
+            }
+            notes.append(f"ROUGE: {replace(self.evaluations[0], settings=how).computed_by('rouge')}.")
         measured = [metric for metric in self.scores[0] if metric.startswith("bert_score")]
         return [*notes, *(f"BERTScore: {self.evaluations[0].computed_by(metric)}." for metric in measured[:1])]
 
@@ -74,6 +92,7 @@ def pair_evaluations(
     *,
     metrics: Sequence[str] | None = None,
     rouge_aggregate: Aggregate | None = None,
+    rouge_variant: RougeVariant | None = None,
     labels: Sequence[str] | None = None,
 ) -> Paired:
     """Bring the predictions of several evaluations together, example by example, and score them in one way.
@@ -83,6 +102,7 @@ def pair_evaluations(
         metrics: Names or short names of scores (:mod:`crosskd.evaluation.score_names`); None takes what tables show,
             the task's most telling first, with BERTScore where all have it.
         rouge_aggregate: Over the references of an example, for ROUGE; None takes the one that they were evaluated with.
+        rouge_variant: ``"standard"`` or ``"plain"`` ROUGE; None likewise.
         labels: What errors call the evaluations; None takes "the first", "the second", ...
 
     Returns:
@@ -90,7 +110,7 @@ def pair_evaluations(
 
     Raises:
         UsageError: An evaluation without predictions; other examples or references than the first's; an unknown metric;
-            ROUGE with other aggregates, or BERTScore of other encoders or absent from an evaluation.
+            ROUGE with other aggregates or variants, or BERTScore of other encoders or absent from an evaluation.
     """
     names = list(labels or ("the first", "the second", *(f"the {n}th" for n in range(3, len(evaluations) + 1))))
     first = evaluations[0].predictions
@@ -99,11 +119,14 @@ def pair_evaluations(
         for each, name in zip(evaluations[1:], names[1:], strict=True)
     ]
     together = [evaluations[0], *(replace(e, predictions=p) for e, (_, p) in zip(evaluations[1:], pairs, strict=True))]
-    chosen = list(dict.fromkeys(map(score_name, metrics))) if metrics else _usual_metrics(together)
+    chosen = list(dict.fromkeys(map(score_name, metrics))) if metrics is not None else _usual_metrics(together)
     _check_encoders(chosen, together)
-    aggregate = rouge_aggregate or _common_aggregate(chosen, together)
-    scores = [example_scores(each.predictions, chosen, rouge_aggregate=aggregate) for each in together]
-    return Paired(together, scores, aggregate)
+    aggregate = cast(Aggregate, rouge_aggregate or _common("rouge_aggregate", ("best", "mean"), chosen, together))
+    variant = cast(RougeVariant, rouge_variant or _common("rouge_variant", tuple(ROUGE_VARIANTS), chosen, together))
+    scores = [
+        example_scores(each.predictions, chosen, rouge_aggregate=aggregate, rouge_variant=variant) for each in together
+    ]
+    return Paired(together, scores, aggregate, variant)
 
 
 def compare_predictions(
@@ -112,6 +135,7 @@ def compare_predictions(
     *,
     metrics: Sequence[str] = ("f1", "exact_match", "rougeLsum"),
     rouge_aggregate: Aggregate | None = None,
+    rouge_variant: RougeVariant | None = None,
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -121,8 +145,9 @@ def compare_predictions(
     Args:
         first: The folder of the first model's evaluation, its ``predictions.jsonl``, or the predictions.
         second: The second model's.
-        metrics: As for :func:`pair_evaluations`, like ``rouge_aggregate``.
+        metrics: As for :func:`pair_evaluations`, like ``rouge_aggregate`` and ``rouge_variant``.
         rouge_aggregate: See there.
+        rouge_variant: See there.
         resamples: As for :func:`paired_bootstrap`, like ``confidence`` and ``seed``.
         confidence: See there.
         seed: See there.
@@ -134,12 +159,16 @@ def compare_predictions(
         UsageError: As for :func:`pair_evaluations`, or a file is missing or broken.
     """
     sides = [open_evaluation(first), open_evaluation(second)]
-    paired = pair_evaluations(sides, metrics=metrics, rouge_aggregate=rouge_aggregate)
+    paired = pair_evaluations(sides, metrics=metrics, rouge_aggregate=rouge_aggregate, rouge_variant=rouge_variant)
     return paired.differences(resamples=resamples, confidence=confidence, seed=seed)[0]
 
 
 def example_scores(
-    predictions: Sequence[Prediction], metrics: Sequence[str], *, rouge_aggregate: Aggregate = "best"
+    predictions: Sequence[Prediction],
+    metrics: Sequence[str],
+    *,
+    rouge_aggregate: Aggregate = "best",
+    rouge_variant: RougeVariant = "standard",
 ) -> dict[str, list[float]]:
     """One score a prediction for each metric, by its name in ``scores.json``.
 
@@ -153,7 +182,7 @@ def example_scores(
         if metric.startswith("bert_score")
     }
     if any(metric in ROUGE_TYPES for metric in metrics):
-        found |= rouge_scores(texts, references, aggregate=rouge_aggregate)
+        found |= rouge_scores(texts, references, aggregate=rouge_aggregate, **ROUGE_VARIANTS[rouge_variant])
     if "f1" in metrics:
         found["f1"] = f1_scores(texts, references)
     if "exact_match" in metrics:
@@ -184,13 +213,13 @@ def _all_have(metric: str, evaluations: Sequence[Evaluation]) -> bool:
     return all(metric in prediction.scores for each in evaluations for prediction in each.predictions)
 
 
-def _common_aggregate(metrics: Sequence[str], evaluations: Sequence[Evaluation]) -> Aggregate:
-    """The aggregate that the evaluations were made with; a bare ``predictions.jsonl`` goes with any."""
-    found = dict.fromkeys(str(each.settings.get("rouge_aggregate", "best")) for each in evaluations if each.scores)
+def _common(setting: str, values: tuple[str, ...], metrics: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
+    """The setting of ROUGE that the evaluations were made with; a bare ``predictions.jsonl`` goes with any."""
+    found = dict.fromkeys(str(each.settings.get(setting, values[0])) for each in evaluations if each.scores)
     if len(found) > 1 and any(metric in ROUGE_TYPES for metric in metrics):
         raise UsageError(
-            "the evaluations were made with different --rouge_aggregate",
+            f"the evaluations were made with different --{setting}",
             got=" and ".join(found),
-            fix="give --rouge_aggregate best or mean: ROUGE is then computed anew for all",
+            fix=f"give --{setting} {' or '.join(values)}: ROUGE is then computed again for all",
         )
-    return cast(Aggregate, next(iter(found), "best"))
+    return next(iter(found), values[0])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.generation import generate_answers
-from crosskd.evaluation.metrics import Aggregate
+from crosskd.evaluation.metrics import Aggregate, References, RougeVariant
 from crosskd.evaluation.results import Evaluation, Prediction
 from crosskd.evaluation.scoring import Scoring, score
 from crosskd.models.limits import longest_prompt
@@ -35,6 +35,8 @@ def evaluate(
     batch_size: int = 8,
     max_length: int | None = None,
     rouge_aggregate: Aggregate = "best",
+    rouge_variant: RougeVariant = "standard",
+    references: References = "all",
     bert_score_model: str | None = None,
     bert_score_layer: int | None = None,
     advance: Callable[[int], None] | None = None,
@@ -56,6 +58,10 @@ def evaluate(
             the model's limit. Longer contexts lose their front, and `Evaluation.truncated_examples` counts them.
         rouge_aggregate: Over the references of an example, ROUGE takes the ``"best"`` or the ``"mean"``; F1 and exact
             match always take the best.
+        rouge_variant: ROUGE with Porter stemmer and sentence by sentence (``"standard"``), or with words as they stand
+            and each text as one sentence (``"plain"``), as the published script of arXiv 2412.14528 scores.
+        references: Score against ``"all"`` references of an example, or against its ``"first"`` alone, which is then
+            the only one that the predictions record.
         bert_score_model: Encoder for BERTScore (a hub id or folder); None leaves BERTScore out.
         bert_score_layer: Its layer; None takes the one that ``bert-score`` recommends.
         advance: Called with the number of examples answered since the last call (progress bars).
@@ -78,7 +84,7 @@ def evaluate(
     ends = model.config.is_encoder_decoder  # as their encoders were trained
     builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style, append_eos=ends)
     prompts = [builder.build(row, max_tokens=limit) for row in rows]
-    scoring = Scoring.prepare(task, rouge_aggregate, bert_score_model, bert_score_layer)
+    scoring = Scoring.prepare(task, rouge_aggregate, rouge_variant, references, bert_score_model, bert_score_layer)
     started = time.perf_counter()
     answers = generate_answers(
         model, tokenizer, [prompt.ids for prompt in prompts],

@@ -13,7 +13,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypedDict
 
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = [
     "ROUGE_TYPES",
+    "ROUGE_VARIANTS",
     "BertScorer",
     "bert_score",
     "bert_score_scores",
@@ -41,7 +42,23 @@ __all__ = [
 ]
 
 Aggregate = Literal["best", "mean"]
+RougeVariant = Literal["standard", "plain"]
+References = Literal["all", "first"]
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+class RougeOptions(TypedDict):
+    """Arguments of :func:`rouge_scores`; see there."""
+
+    stemmer: bool
+    sentences: bool
+
+
+ROUGE_VARIANTS: dict[str, RougeOptions] = {
+    "standard": {"stemmer": True, "sentences": True},
+    "plain": {"stemmer": False, "sentences": False},
+}
+"""By name of the variant; ``plain`` is how the published script of arXiv 2412.14528 scores."""
 
 _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -117,6 +134,7 @@ def rouge_scores(
     *,
     aggregate: Aggregate = "best",
     stemmer: bool = True,
+    sentences: bool = True,
 ) -> dict[str, list[float]]:
     """ROUGE F-measures of each prediction, computed by the ``rouge-score`` package.
 
@@ -126,6 +144,7 @@ def rouge_scores(
         aggregate: Over the references of one example, ``"best"`` takes the highest F-measure (each ROUGE type for
             itself), ``"mean"`` averages them.
         stemmer: Reduce English words of more than three letters with the Porter stemmer first.
+        sentences: Split texts into sentences for ROUGE-Lsum; otherwise only their own line breaks count.
 
     Returns:
         ``rouge1``, ``rouge2``, ``rougeL`` and ``rougeLsum``, each with N scores in [0, 1].
@@ -147,9 +166,9 @@ def rouge_scores(
     combine: Callable[[list[float]], float] = max if aggregate == "best" else mean
     scorer = _rouge_scorer(stemmer)
     scores: dict[str, list[float]] = {name: [] for name in ROUGE_TYPES}
+    lines = split_sentences if sentences else str
     for prediction, several in zip(predictions, references, strict=True):
-        split = split_sentences(prediction)
-        measured = [scorer.score(split_sentences(reference), split) for reference in several]
+        measured = [scorer.score(lines(reference), lines(prediction)) for reference in several]
         for name in ROUGE_TYPES:
             scores[name].append(combine([float(result[name].fmeasure) for result in measured]))
     return scores
@@ -161,6 +180,7 @@ def rouge(
     *,
     aggregate: Aggregate = "best",
     stemmer: bool = True,
+    sentences: bool = True,
 ) -> dict[str, float]:
     """Means of :func:`rouge_scores`: ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum``, each in [0, 1].
 
@@ -168,7 +188,7 @@ def rouge(
         >>> rouge(["the cat sat"], [["the cat slept"]])["rouge2"]
         0.5
     """
-    scores = rouge_scores(predictions, references, aggregate=aggregate, stemmer=stemmer)
+    scores = rouge_scores(predictions, references, aggregate=aggregate, stemmer=stemmer, sentences=sentences)
     return {name: mean(values) for name, values in scores.items()}
 
 

@@ -49,8 +49,8 @@ class Evaluation:
         seconds: Wall-clock time of the generation alone.
         number_few_shot: Shots in the prompt.
         truncated_examples: Examples whose context was shortened to fit.
-        settings: What else decides the scores (model, prompt style, limits, dtype, ``rouge_aggregate``, encoder of
-            BERTScore, ...), and the task's ``metrics``.
+        settings: What else decides the scores (model, prompt style, limits, dtype, ``rouge_aggregate``,
+            ``rouge_variant``, ``references``, encoder of BERTScore, ...), and the task's ``metrics``.
         crosskd_version: Version that computed them.
     """
 
@@ -70,12 +70,16 @@ class Evaluation:
 
         Two scores of the same metric can be compared where this is the same.
         """
+        first = "first reference only" if self.settings.get("references", "all") == "first" else ""
         if metric.startswith("rouge"):
-            return f"{self.settings.get('rouge_aggregate', 'best')} of the references"
+            plain = self.settings.get("rouge_variant", "standard") == "plain"
+            how = ", without stemmer and sentence split" if plain else ""
+            return (first or f"{self.settings.get('rouge_aggregate', 'best')} of the references") + how
         encoder = self.settings.get("bert_score")
         if metric.startswith("bert_score") and encoder:
-            return f"{encoder['model']}, layer {encoder['layer']}, bert-score {encoder['version']}"
-        return ""
+            how = f"{encoder['model']}, layer {encoder['layer']}, bert-score {encoder['version']}"
+            return f"{how}, {first}" if first else how
+        return first
 
     def save(self, folder: str | Path) -> Path:
         """Write ``predictions.jsonl`` and then ``scores.json`` into ``folder``, each in one step.

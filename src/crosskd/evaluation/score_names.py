@@ -22,7 +22,8 @@ HEADINGS = {
 #: Words that tasks and flags may use for one of them.
 SHORT_NAMES = {"rouge": "rougeLsum", "bert_score": "bert_score_f1"}
 
-_USUAL = "best of the references"  # what `Evaluation.computed_by` says of ROUGE unless it was asked for the mean
+_USUAL = "best of the references"  # what `Evaluation.computed_by` says of ROUGE unless it was asked for another
+_ALL = "all references"  # and of F1 and exact match, where it says nothing
 _SHOWN = ("f1", "exact_match", "rougeLsum", "bert_score_f1")
 
 
@@ -62,11 +63,13 @@ def made_alike(metric: str, evaluations: Sequence[Evaluation]) -> bool:
 
 
 def how_computed(evaluations: Sequence[Evaluation]) -> str:
-    """What a table must say of its ROUGE and BERTScore columns: nothing, or a sentence for each.
+    """What a table must say of its columns: nothing, or a sentence for each that could be computed in several ways.
 
-    ROUGE is worth a word where it is the mean over the references; BERTScore always.
+    ROUGE is worth a word where it is the mean over the references, or without stemmer, and F1 and exact match where
+    only the first reference counts; BERTScore always.
     """
-    notes = [_note("ROUGE", "rougeLsum", evaluations), _note("BERTScore", "bert_score_f1", evaluations)]
+    columns = {"F1 and EM": "f1", "ROUGE": "rougeLsum", "BERTScore": "bert_score_f1"}
+    notes = [_note(label, metric, evaluations) for label, metric in columns.items()]
     return " ".join(note for note in notes if note)
 
 
@@ -76,7 +79,7 @@ def _note(label: str, metric: str, evaluations: Sequence[Evaluation]) -> str:
         if metric in each.scores:
             ways.setdefault(each.computed_by(metric), []).append(each.name)
     if len(ways) > 1:
-        told = "; ".join(f"{way} ({', '.join(names)})" for way, names in ways.items())
-        return f"{label} is not comparable: {told}."
+        listed = "; ".join(f"{way or _ALL} ({', '.join(names)})" for way, names in ways.items())
+        return f"{label} {'are' if ' and ' in label else 'is'} not comparable: {listed}."
     way = next(iter(ways), _USUAL)
-    return "" if way == _USUAL else f"{label}: {way}."
+    return "" if way in ("", _USUAL) else f"{label}: {way}."

@@ -10,7 +10,7 @@ from typing import Any
 from crosskd.errors import UsageError
 from crosskd.evaluation.bertscore import BertScorer, bert_score_settings
 from crosskd.evaluation.checks import mean
-from crosskd.evaluation.metrics import Aggregate, exact_match, f1, rouge
+from crosskd.evaluation.metrics import ROUGE_VARIANTS, Aggregate, References, RougeVariant, exact_match, f1, rouge
 from crosskd.evaluation.results import Prediction
 from crosskd.text.tasks import Task
 
@@ -18,13 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def score(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], *, rouge_aggregate: Aggregate = "best"
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    rouge_aggregate: Aggregate = "best",
+    rouge_variant: RougeVariant = "standard",
 ) -> dict[str, float]:
     """All scores that need no further model: ``f1``, ``exact_match`` and the four of ROUGE, each in [0, 1]."""
     return {
         "f1": f1(predictions, references),
         "exact_match": exact_match(predictions, references),
-        **rouge(predictions, references, aggregate=rouge_aggregate),
+        **rouge(predictions, references, aggregate=rouge_aggregate, **ROUGE_VARIANTS[rouge_variant]),
     }
 
 
@@ -47,30 +51,47 @@ class Scoring:
     Attributes:
         metrics: The task's, the most telling first.
         rouge_aggregate: Over the references of an example, for ROUGE.
+        rouge_variant: ROUGE with stemmer and sentences (``"standard"``), or without both (``"plain"``).
+        references: Whether ``"all"`` references of an example count, or the ``"first"`` alone.
         encoder: BERTScore's, or None where it is left out.
     """
 
     metrics: tuple[str, ...]
     rouge_aggregate: Aggregate
+    rouge_variant: RougeVariant
+    references: References
     encoder: BertScorer | None
 
     @classmethod
     def prepare(
-        cls, task: Task, rouge_aggregate: Aggregate, bert_score_model: str | None, bert_score_layer: int | None
+        cls,
+        task: Task,
+        rouge_aggregate: Aggregate,
+        rouge_variant: RougeVariant,
+        references: References,
+        bert_score_model: str | None,
+        bert_score_layer: int | None,
     ) -> Scoring:
         """Check what was asked for, and load BERTScore's encoder if there is one.
 
         Raises:
-            UsageError: An unknown aggregate, a layer without an encoder, or an encoder that BERTScore cannot use.
+            UsageError: An unknown choice, a layer without an encoder, or an encoder that BERTScore cannot
+                use.
         """
         if rouge_aggregate not in ("best", "mean"):
             raise UsageError("rouge_aggregate", got=rouge_aggregate, expected='"best" or "mean"')
+        if rouge_variant not in ROUGE_VARIANTS:
+            raise UsageError("rouge_variant", got=rouge_variant, expected='"standard" or "plain"')
+        if references not in ("all", "first"):
+            raise UsageError("references", got=references, expected='"all" or "first"')
         check_bert_score(bert_score_model, bert_score_layer)
         if bert_score_model is None:
             if "bert_score" in task.metrics:
                 logger.warning("Task %s lists bert_score, which is computed with --bert_score_model only.", task.name)
-            return cls(task.metrics, rouge_aggregate, None)
-        return cls(task.metrics, rouge_aggregate, BertScorer(bert_score_model, bert_score_layer))
+            return cls(task.metrics, rouge_aggregate, rouge_variant, references, None)
+        return cls(
+            task.metrics, rouge_aggregate, rouge_variant, references, BertScorer(bert_score_model, bert_score_layer)
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,6 +99,8 @@ class Scoring:
         return {
             "metrics": list(self.metrics),
             "rouge_aggregate": self.rouge_aggregate,
+            "rouge_variant": self.rouge_variant,
+            "references": self.references,
             "bert_score": None if self.encoder is None else self.encoder.settings,
         }
 
@@ -93,8 +116,9 @@ class Scoring:
         Returns:
             N predictions, and the means of the scores.
         """
-        references = [list(example["answers"]) for example in examples]
-        scores = score(answers, references, rouge_aggregate=self.rouge_aggregate)
+        most = 1 if self.references == "first" else None
+        references = [list(example["answers"])[:most] for example in examples]
+        scores = score(answers, references, rouge_aggregate=self.rouge_aggregate, rouge_variant=self.rouge_variant)
         measured = {} if self.encoder is None else self.encoder.scores(answers, references)
         costly = {f"bert_score_{part}": values for part, values in measured.items()}
         predictions = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,9 @@ from crosskd.losses.partition_pass import partition_pass
 from crosskd.losses.registry import register
 from crosskd.losses.targets import TargetRequest, TeacherTargets
 from crosskd.losses.teacher_entries import checked_top_entries, largest_teacher_entries
+
+Alignment = Literal["strict", "dtw"]
+Remainder = Literal["kept", "dropped"]
 
 
 @register
@@ -31,17 +34,30 @@ class MinED(DistillationMethod):
 
     which is the KL divergence of "each mapped entry, or anything else". It needs no renormalization, is zero where the
     student agrees, and grows with m towards the KL on all mapped entries: what it leaves out is the KL inside the
-    rest, weighted with r. Temperature 1; tokens without an aligned teacher token, and teacher tokens none of whose kept
-    entries has a match, contribute nothing.
+    rest, weighted with r. Temperature 1; tokens without an aligned teacher token, and those whose teacher token has no
+    kept entry with a match, contribute nothing.
+
+    With ``remainder="dropped"`` there is no such outcome. Of the entries that map to one student entry only the most
+    probable counts, and what is kept is renormalized::
+
+        sum_v q_v log(q_v / s_v),    sum_v q_v = 1
+
+    With ``alignment="dtw"`` a student token without a teacher learns its own label instead of nothing: the target is
+    one-hot, and the divergence ``-log s_label``.
 
     Note:
-        Wan et al. map every entry to its nearest, however far. Here an entry without a good match counts as "anything
-        else" (see ``crosskd.text.vocabulary_map``).
+        MinED as Wan et al. published it (FuseLLM's code) is ``MinED(top_entries=10, edit_distance_cutoff=1.0,
+        alignment="dtw", remainder="dropped")``; docs/methods/mined.md lists what still differs. The defaults give
+        a token no label as a teacher, and do not renormalize what may be a small part of a distribution to 1.
 
     Attributes:
         top_entries: m; None or 0 for all.
         edit_distance_cutoff: Normalized edit distance in (0, 1] below which an entry is a match; 1.0 is the published
             rule. Used by whoever makes the map.
+        alignment: ``"strict"``, one student token to one teacher token at most (``align_tokens``), or ``"dtw"``
+            (``align_by_warping``). Used by whoever aligns; here it decides what tokens without a teacher learn.
+        remainder: Whether the teacher's probability beyond its mapped entries is ``"kept"`` as one more outcome, or
+            ``"dropped"``.
         vocabulary_map: (V_t,) int64, student id of each teacher id, -1 for none; set with ``with_vocabulary_map``.
     """
 
@@ -50,12 +66,17 @@ class MinED(DistillationMethod):
 
     top_entries: int | None = 200
     edit_distance_cutoff: float = 0.5
+    alignment: Alignment | str = "strict"
+    remainder: Remainder | str = "kept"
     vocabulary_map: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checked_top_entries(self.top_entries)
         if not 0 < self.edit_distance_cutoff <= 1:
             raise UsageError("edit_distance_cutoff", got=self.edit_distance_cutoff, expected="a distance in (0, 1]")
+        for name, choices in (("alignment", get_args(Alignment)), ("remainder", get_args(Remainder))):
+            if getattr(self, name) not in choices:
+                raise UsageError(name, got=getattr(self, name), expected=" or ".join(choices))
 
     def with_vocabulary_map(self, vocabulary_map: Int[Tensor, " V_t"]) -> MinED:
         """This method for one pair of tokenizers.
@@ -77,7 +98,8 @@ class MinED(DistillationMethod):
 
         Returns:
             Also ``tail_mass``, the teacher's probability beyond the top entries, and ``unmapped_mass``, that of the top
-            entries without a match; both summed over the aligned tokens.
+            entries without a match; both summed over the aligned tokens. With ``alignment="dtw"`` also
+            ``label_targets``: how many tokens learn their label.
 
         Raises:
             UsageError: No targets, no alignment, or no vocabulary map.
@@ -100,16 +122,22 @@ class MinED(DistillationMethod):
         mapped = self._map(teacher_ids.long(), student.logits.shape[-1])
         tail = _take(tail.unsqueeze(-1), index).squeeze(-1).to(dtype)
         unmapped = (probabilities * (mapped < 0)).sum(-1)
-        mass, ids, keep = merge_entries(probabilities, mapped)
+        left_out = {"tail_mass": tail, "unmapped_mass": unmapped}
+        found = {name: mass.masked_fill(~aligned, 0).sum() for name, mass in left_out.items()}
+        compared, rest = aligned & (mapped >= 0).any(-1), tail + unmapped
+        if self.alignment == "dtw":
+            alone = student.mask & ~compared
+            probabilities, mapped = _with_labels(probabilities, mapped, student.labels, alone)
+            compared, rest = student.mask, rest.masked_fill(alone, 0)
+            found["label_targets"] = alone.to(dtype).sum()
+        mass, ids, keep = merge_entries(probabilities, mapped, largest=self.remainder == "dropped")
+        if self.remainder == "dropped":
+            mass = mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+            rest = torch.zeros_like(rest)
         answers = partition_pass(student.logits, ids, keep, student.labels)
-        compared = aligned & (mapped >= 0).any(-1)
-        losses = _divergence(mass, tail + unmapped, answers.log_probabilities, answers.log_rest)
-        return {
-            "cross_entropy": answers.cross_entropy,
-            "distillation": losses.masked_fill(~compared, 0).sum(),
-            "tail_mass": tail.masked_fill(~aligned, 0).sum(),
-            "unmapped_mass": unmapped.masked_fill(~aligned, 0).sum(),
-        }
+        losses = _divergence(mass, rest, answers.log_probabilities, answers.log_rest)
+        distillation = losses.masked_fill(~compared, 0).sum()
+        return {"cross_entropy": answers.cross_entropy, "distillation": distillation, **found}
 
     def _map(self, teacher_ids: Int[Tensor, "B T m"], student_vocabulary: int) -> Int[Tensor, "B T m"]:
         """Student ids of teacher ids, -1 for none; columns that only pad the teacher's logits have none."""
@@ -121,13 +149,14 @@ class MinED(DistillationMethod):
 
 
 def merge_entries(
-    probabilities: Float[Tensor, "B T m"], mapped: Int[Tensor, "B T m"]
+    probabilities: Float[Tensor, "B T m"], mapped: Int[Tensor, "B T m"], *, largest: bool = False
 ) -> tuple[Float[Tensor, "B T m"], Int[Tensor, "B T m"], Bool[Tensor, "B T m"]]:
     """Add up the probabilities of entries that map to one student entry.
 
     Args:
         probabilities: (B, T, m) of the teacher's entries.
         mapped: (B, T, m) int64, their student ids, -1 for none.
+        largest: Take the largest of them instead of their sum.
 
     Returns:
         (B, T, m) each: mass, 0 in slots that are not kept; student ids; and whether the slot is kept. The ids are those
@@ -141,8 +170,8 @@ def merge_entries(
     keep[..., 1:] = (ids[..., 1:] != ids[..., :-1]) & (ids[..., 1:] != last)
     # Slot of each entry's group: the number of kept slots so far. Unmapped entries fall into the last group, with 0.
     group = keep.long().cumsum(-1) - 1
-    sums = torch.zeros_like(probabilities).scatter_add_(-1, group, probabilities)
-    mass = sums.gather(-1, group).masked_fill(~keep, 0)
+    masses = torch.zeros_like(probabilities).scatter_reduce_(-1, group, probabilities, "amax" if largest else "sum")
+    mass = masses.gather(-1, group).masked_fill(~keep, 0)
     ids = torch.where(ids == last, ids[..., :1], ids)
     return mass, ids.masked_fill(ids == last, 0), keep
 
@@ -159,6 +188,19 @@ def _aligned(student: StudentAnswers, targets: TeacherTargets) -> tuple[Bool[Ten
 def _take(values: Tensor, index: Int[Tensor, "B T_s"]) -> Tensor:
     """Rows (B, T_s, m) of (B, T_t, m) values; zeros for the index T_t."""
     return pad(values, (0, 0, 0, 1)).gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def _with_labels(
+    probabilities: Float[Tensor, "B T m"],
+    mapped: Int[Tensor, "B T m"],
+    labels: Int[Tensor, "B T"],
+    alone: Bool[Tensor, "B T"],
+) -> tuple[Float[Tensor, "B T m"], Int[Tensor, "B T m"]]:
+    """Entries of the tokens that are ``alone`` replaced by one: their label, with probability 1."""
+    first = torch.arange(mapped.shape[-1], device=mapped.device) == 0
+    of_label = torch.where(first, labels.unsqueeze(-1), -1)
+    alone = alone.unsqueeze(-1)
+    return torch.where(alone, first.to(probabilities.dtype), probabilities), torch.where(alone, of_label, mapped)
 
 
 def _divergence(

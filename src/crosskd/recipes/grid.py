@@ -145,7 +145,12 @@ def _about(grid: dict[str, Any], cell: Mapping[str, Any], flags: Mapping[str, An
         shots = {"number_few_shot": data["number_few_shot"]}
         about["answer"] = {"teacher": teacher["model"], "data": plain, **task, **shots, "output": flags["data"]}
     run = flags["output_dir"]
-    scores = {"number_few_shot": 0, "split": data["split"], "output": f"{run}/scores"}
+    scores = {
+        **grid["evaluation"]["flags"],
+        **data.get("evaluate", {}),
+        "split": data["split"],
+        "output": f"{run}/scores",
+    }
     about["evaluate"] = {"model": run, "data": plain, **task, **scores}
     parts = [setting, student, teacher, data, grid["training"]]
     about["notes"] = [note for part in parts for note in part.get("notes", [])]

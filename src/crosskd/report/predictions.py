@@ -56,8 +56,10 @@ def prediction_cards(evaluations: Sequence[Evaluation], count: int = SHOWN) -> l
 
 def _card(example: Prediction, evaluations: Sequence[Evaluation], predictions: Sequence[Prediction]) -> PredictionCard:
     metric = _metric(example, evaluations[0], predictions)
-    aggregate = evaluations[0].settings.get("rouge_aggregate", "best")
-    scores = example_scores(predictions, [metric], rouge_aggregate=aggregate)[metric]
+    settings = evaluations[0].settings
+    how = {"rouge_aggregate": settings.get("rouge_aggregate", "best")}
+    how |= {"rouge_variant": settings.get("rouge_variant", "standard")}
+    scores = example_scores(predictions, [metric], **how)[metric]
     texts = [prediction.prediction for prediction in predictions]
     exact = exact_match_scores(texts, [prediction.answers for prediction in predictions])
     answers = [

@@ -74,11 +74,15 @@ def csv_table(evaluations: Sequence[Evaluation]) -> str:
     for each in evaluations:
         scores = [each.scores.get(name, "") for name in names]
         encoder = each.settings.get("bert_score") or {}
-        how = [each.settings.get("rouge_aggregate", "best"), *(encoder.get(fact, "") for fact in encoders)]
+        how = [each.settings.get("rouge_aggregate", "best"), each.settings.get("rouge_variant", "standard")]
+        how += [each.settings.get("references", "all")]
+        how += [encoder.get(fact, "") for fact in encoders]
         counts = [each.examples, each.truncated_examples, each.seconds]
         rows.append([each.name, each.task, each.number_few_shot, *scores, *counts, *how])
-    head = ["name", "task", "number_few_shot", *names, "examples", "truncated_examples", "seconds", "rouge_aggregate"]
-    return csv_rows([*head, *(f"bert_score_{fact}" for fact in encoders)], rows)
+    head = ["name", "task", "number_few_shot", *names, "examples", "truncated_examples", "seconds"]
+    return csv_rows(
+        [*head, "rouge_aggregate", "rouge_variant", "references", *(f"bert_score_{fact}" for fact in encoders)], rows
+    )
 
 
 def headings(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -97,9 +97,8 @@ def align_tokens(student_pieces: Sequence[str], teacher_pieces: Sequence[str]) -
     Of equally good alignments the one with the earliest pairs is taken.
 
     Note:
-        Wan et al. (2024, arXiv 2401.10491) warp time instead, so that a token may pair with several. Where one teacher
-        token covers several student tokens, its prediction then serves all of them, also those it contradicts. Here it
-        serves the most similar one; the others get no teacher.
+        Wan et al. (2024, arXiv 2401.10491) warp time instead: :func:`align_by_warping`. Here a token has one partner at
+        most: a teacher token that covers several student tokens serves the most similar one, and the others get none.
 
     Args:
         student_pieces: Plain text of the student's T_s tokens (:meth:`Vocabulary.texts`).
@@ -119,6 +118,96 @@ def align_tokens(student_pieces: Sequence[str], teacher_pieces: Sequence[str]) -
         return list(range(rows))
     distances = cdist(student_pieces, teacher_pieces, scorer=Levenshtein.normalized_distance, dtype=np.float64)
     return _trace(np.rint(distances * _SCALE).astype(np.int64))
+
+
+def align_by_warping(
+    student_pieces: Sequence[str], teacher_pieces: Sequence[str], same: Callable[[int, int], bool]
+) -> list[int]:
+    """Choose the teacher's prediction for each student token as the code of Wan et al. does (FuseLLM, MinED).
+
+    A model predicts a token after reading the one before it, so tokens that have just been *read* are warped onto each
+    other (:func:`warp_tokens`): the end of the prompt, which is common to both, and then the answer's tokens. The
+    student predicts token i from the teacher's prediction of token j where what they have just read
+
+    - is the prompt on both sides (i = j = 0), or
+    - is one student token i - 1 on one teacher token j - 1, and ``same(i - 1, j - 1)``.
+
+    A student token that was warped onto several teacher tokens, or onto one that is not the same, leaves the next one
+    without a teacher. One teacher token may stand opposite several student tokens: ``same`` decides for each.
+
+    Args:
+        student_pieces: Plain text of the student's T_s answer tokens (:meth:`Vocabulary.texts`).
+        teacher_pieces: Plain text of the teacher's T_t answer tokens.
+        same: Whether a student token and a teacher token, by their positions, are one entry.
+
+    Returns:
+        For each student token the index of the teacher token whose prediction it is compared with, or -1. Time and
+        memory are O(T_s T_t).
+
+    Example:
+        >>> student, teacher = [" the", " C", "openhagen", "."], [" the", " Copenhagen", "."]
+        >>> align_by_warping(student, teacher, lambda i, j: student[i] == teacher[j])
+        [0, 1, -1, -1]
+    """
+    partners = warp_tokens(["", *student_pieces], ["", *teacher_pieces])  # "" is the end of the prompt
+    alignment = []
+    for i, read in enumerate(partners[:-1]):  # nothing is predicted after the last token
+        j = read.start
+        usable = len(read) == 1 and j < len(teacher_pieces)
+        alignment.append(j if usable and (i == 0 or (j > 0 and same(i - 1, j - 1))) else -1)
+    return alignment
+
+
+def warp_tokens(student_pieces: Sequence[str], teacher_pieces: Sequence[str]) -> list[range]:
+    """Align two tokenizations by dynamic time warping with edit distance as cost (Wan et al., arXiv 2401.10491).
+
+    The path leads from the two first tokens to the two last, each step moves on by one token on either side or on both,
+    and it minimizes ``sum over its pairs of d(student_i, teacher_j)``, with d the Levenshtein distance of the pieces
+    without their spaces, not normalized. Of equally good paths, followed from the end, the one that moves back on both
+    sides is taken, then the one that moves back on the teacher's (as in the published code).
+
+    Args:
+        student_pieces: T_s texts.
+        teacher_pieces: T_t texts.
+
+    Returns:
+        For each student token the teacher tokens that the path pairs it with, in order: at least one, the first of each
+        range the last of the one before or its successor. Empty ranges where the teacher has no tokens.
+
+    Example:
+        >>> warp_tokens([" the", " Cop", "enhagen"], [" the", " Copenhagen"])
+        [range(0, 1), range(0, 1), range(1, 2)]
+    """
+    if not student_pieces or not teacher_pieces:
+        return [range(0)] * len(student_pieces)
+    student, teacher = ([piece.replace(" ", "") for piece in pieces] for pieces in (student_pieces, teacher_pieces))
+    return _follow_back(_path_costs(cdist(student, teacher, scorer=Levenshtein.distance, dtype=np.int64)))
+
+
+def _path_costs(pair_cost: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Least cost of a path from the first pair to each pair; each row at once, its steps along by a running minimum."""
+    totals = np.empty_like(pair_cost)
+    totals[0] = pair_cost[0].cumsum()
+    for i in range(1, len(pair_cost)):
+        entry = totals[i - 1].copy()  # entering row i at column l, straight or diagonally
+        np.minimum(entry[1:], totals[i - 1, :-1], out=entry[1:])
+        sums = pair_cost[i].cumsum()
+        # total[j] = min over l <= j of entry[l] + (cost[l] + ... + cost[j])
+        totals[i] = sums + np.minimum.accumulate(entry - sums + pair_cost[i])
+    return totals
+
+
+def _follow_back(totals: NDArray[np.int64]) -> list[range]:
+    """Walk the cheapest path from the end; the columns that it visits in each row."""
+    i, j = totals.shape[0] - 1, totals.shape[1] - 1
+    first, last = [0] * (i + 1), [j] * (i + 1)
+    while i > 0 or j > 0:
+        steps = [(i - 1, j - 1), (i, j - 1), (i - 1, j)]
+        row, column = min((step for step in steps if min(step) >= 0), key=lambda step: totals[step])
+        if row < i:
+            first[i], last[row] = j, column
+        i, j = row, column
+    return [range(start, end + 1) for start, end in zip(first, last, strict=True)]
 
 
 def _trace(pair_cost: NDArray[np.int64]) -> list[int]:

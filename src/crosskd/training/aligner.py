@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from crosskd.losses.mined import MinED
-from crosskd.text.alignment import align_tokens, read_vocabulary
+from crosskd.text.alignment import align_by_warping, align_tokens, read_vocabulary
 from crosskd.text.vocabulary_map import load_vocabulary_map
 
 TokenAligner = Callable[[Sequence[int], Sequence[int]], list[int]]
@@ -21,9 +21,17 @@ def for_tokenizers(
     The map is computed once per pair of tokenizers and kept in the user's cache directory.
     """
     student_vocabulary, teacher_vocabulary = read_vocabulary(student), read_vocabulary(teacher)
+    table = load_vocabulary_map(student, teacher, cutoff=method.edit_distance_cutoff)
+    nearest = table.tolist()
 
     def align(student_ids: Sequence[int], teacher_ids: Sequence[int]) -> list[int]:
-        return align_tokens(student_vocabulary.texts(student_ids), teacher_vocabulary.texts(teacher_ids))
+        student_texts, teacher_texts = student_vocabulary.texts(student_ids), teacher_vocabulary.texts(teacher_ids)
+        if method.alignment == "strict":
+            return align_tokens(student_texts, teacher_texts)
 
-    table = load_vocabulary_map(student, teacher, cutoff=method.edit_distance_cutoff)
+        def same(i: int, j: int) -> bool:
+            return student_texts[i] == teacher_texts[j] or nearest[teacher_ids[j]] == student_ids[i]
+
+        return align_by_warping(student_texts, teacher_texts, same)
+
     return method.with_vocabulary_map(table), align

@@ -61,6 +61,14 @@ class DistillationConfig(TrainingArguments):
     edit_distance_cutoff: float = _setting(
         0.5, "MinED: vocabulary entries match below this normalized edit distance; 1.0 is the published rule"
     )
+    alignment: Literal["strict", "dtw"] = _setting(
+        "strict", "MinED: one token to one at most, or dynamic time warping as published (arXiv 2401.10491)"
+    )
+    remainder: Literal["kept", "dropped"] = _setting(
+        "kept",
+        "MinED: teacher probability without a student entry is one more outcome, or is dropped and the others are "
+        "renormalized, as published",
+    )
     method_settings: dict | str | None = field(
         default=None, metadata={"help": "further settings of a method of your own, as JSON"}
     )
