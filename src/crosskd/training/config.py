@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from crosskd.errors import UsageError
 from crosskd.losses.base import DistillationMethod
 from crosskd.losses.registry import METHODS, create_method, setting_names
+from crosskd.training.ranges import check_reports, check_schedule, check_training_ranges
 
 _PAPER = "arXiv 2412.14528"
 
@@ -84,6 +85,7 @@ class DistillationConfig(TrainingArguments):
     remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")
 
     def __post_init__(self) -> None:
+        check_training_ranges(self)
         _check_ranges(self)
         self.method_settings = _mapping(self.method_settings)
         if self.method == "seqkd":
@@ -94,6 +96,8 @@ class DistillationConfig(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing  # its name in later releases of transformers
         self.create_method()  # an unknown name or value is said before a model is loaded
         super().__post_init__()
+        check_reports(self)
+        check_schedule(self)
 
     def create_method(self) -> DistillationMethod:
         """The method, with those of this configuration's fields that it declares."""
