@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, start_logging
 from crosskd.cli.inspect_costs import cache_sizes, estimate_time, model_facts, read_config
 from crosskd.cli.inspect_tables import show
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.oddities import multi_line_answers
 from crosskd.data.prepare import load_examples
-from crosskd.errors import UsageError
 from crosskd.models.limits import context_length
 from crosskd.models.load import load_tokenizer
 from crosskd.text.compare_tokenizers import compare_tokenizers
@@ -60,8 +60,8 @@ def run(words: Sequence[str]) -> None:
     """Compare, estimate, warn, and print it all."""
     parser = VerbParser("inspect", DESCRIPTION, [InspectArguments], positional=("teacher", "student"))
     (arguments,) = parser.parse(words)
-    if arguments.limit < 1:
-        raise UsageError("--limit", got=arguments.limit, expected="an integer of at least 1")
+    check_counts(arguments, ("limit", "max_length", "teacher_max_length"))
+    check_counts(arguments, ("number_few_shot",), least=0)
     start_logging()
     findings = inspect(arguments)
     if arguments.json:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from crosskd.cli.failures import one_line
 from crosskd.errors import UsageError, did_you_mean
 
 VERBS = {
@@ -41,17 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, words: Sequence[str]) -> int:
-    """Run ``verb`` with its flags; see `main` for what is returned."""
+    """Run ``verb`` with its flags; see `main` for what is returned.
+
+    With the environment variable ``CROSSKD_DEBUG`` set, an error shows where it came from.
+    """
     try:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
         importlib.import_module(f"crosskd.cli.{verb}").run(words)
     except UsageError as error:
+        if os.environ.get("CROSSKD_DEBUG"):
+            raise
         sys.stderr.write(f"crosskd {verb}: error: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"crosskd {verb}: stopped; the same command with --resume goes on where it can\n")
         return 130
+    except Exception as error:
+        if (told := one_line(error)) is None or os.environ.get("CROSSKD_DEBUG"):
+            raise
+        sys.stderr.write(f"crosskd {verb}: error: {' '.join(told.split())}\n")
+        return 2
     return 0
 
 

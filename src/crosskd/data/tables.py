@@ -87,7 +87,7 @@ def _is_list_of_texts(value: object) -> bool:
 def _parsed(text: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         pass
     try:
         value = ast.literal_eval(text)
