@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from crosskd.errors import UsageError
 
@@ -62,6 +65,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(_read_text(Path(path)))
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise UsageError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds a JSON {type(value).__name__}", expected="one JSON object")
     return value
@@ -92,10 +97,47 @@ def read_jsonl(path: str | Path, *, unfinished: bool = False) -> list[dict[str, 
             if unfinished and number == len(lines):
                 break
             raise UsageError(f"{path}, line {number}: {error.msg}", expected="one JSON object a line") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}, line {number}: {error}", expected="one JSON object a line") from error
         if not isinstance(row, dict):
             raise UsageError(f"{path}, line {number} is a {type(row).__name__}", expected="one JSON object a line")
         rows.append(row)
     return rows
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without tags for Python objects, in which no mapping says one thing twice."""
+
+
+def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    seen: set[str] = set()
+    for key in own:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
+                )
+            seen.add(key.value)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML as plain values (``yaml.safe_load``); unlike there, a key that occurs twice is an error.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML, names a Python object, or repeats a key.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)  # derived from SafeLoader
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except ValueError as error:  # a date such as 2024-99-99
+        raise yaml.YAMLError(f"it holds a value that cannot be: {error}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -107,6 +149,34 @@ def _read_text(path: Path) -> str:
         raise UsageError(f"{path} is a folder", expected="a file") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a text file in UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_writable(path: str | Path, what: str = "output") -> None:
+    """Make sure that ``path`` could be written or created: by a file without a name in the folder that would hold it.
+
+    Args:
+        path: A file or folder, which need not exist, nor do the folders above it.
+        what: What messages call it.
+
+    Raises:
+        UsageError: A file stands where a folder must be, or the place cannot be written.
+    """
+    try:
+        place = Path(path).resolve()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if place.is_dir():
+            with tempfile.TemporaryFile(dir=place):
+                return
+        if place == Path(path).resolve():
+            with place.open("ab"):
+                return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{what} {path} cannot be written: {reason}", fix="choose another place") from error
+    raise UsageError(f"{what} {path} cannot be written: {place} is a file", fix="choose another place")
 
 
 def check_output_folder(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> Path:
@@ -123,12 +193,14 @@ def check_output_folder(path: str | Path, *, overwrite: bool = False, resume: bo
         The folder.
 
     Raises:
-        UsageError: Both flags are set; ``path`` is a file; the folder is not empty and neither flag is set; or
+        UsageError: Both flags are set; ``path`` is a file or cannot be written; the folder is not empty and neither
+            flag is set; or
             ``overwrite`` would delete the current folder, the home folder, one of their parents or a repository.
     """
     folder = Path(path)
     if overwrite and resume:
         raise UsageError("--overwrite and --resume", fix="give one of the two: they contradict each other")
+    check_writable(folder, "output folder")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output folder {folder} is a file", expected="a folder")
     if resume or not folder.is_dir() or not any(folder.iterdir()):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, progress, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
@@ -72,9 +73,8 @@ def run(words: Sequence[str]) -> None:
     """Answer what is not answered yet, and assemble the data set."""
     (arguments,) = VerbParser("answer", DESCRIPTION, [AnswerArguments]).parse(words)
     start_logging()
-    for flag in ("batch_size", "shard_size", "tensor_parallel_size"):
-        if getattr(arguments, flag) < 1:
-            raise UsageError(f"--{flag}", got=getattr(arguments, flag), expected="at least 1")
+    check_counts(arguments, ("batch_size", "shard_size", "tensor_parallel_size", "max_length"))
+    check_counts(arguments, ("number_few_shot",), least=0)
     decoding = Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
     examples = load_examples(arguments.data, arguments.split)
     _check_folders(arguments)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, progress, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
@@ -75,6 +76,8 @@ def run(words: Sequence[str]) -> None:
     """Capture the targets of every example that the cache does not hold yet."""
     (arguments,) = VerbParser("cache", DESCRIPTION, [CacheArguments]).parse(words)
     start_logging()
+    check_counts(arguments, ("batch_size", "shard_size", "teacher_max_length"))
+    check_counts(arguments, ("number_few_shot",), least=0)
     part = parse_part(arguments.shard)
     examples = supervised_examples(load_examples(arguments.data, arguments.split), arguments.supervision)
     request = merged_request(arguments)
@@ -129,7 +132,7 @@ def merged_request(arguments: CacheArguments) -> TargetRequest:
 def parse_part(text: str) -> tuple[int, int]:
     """Read ``i/n`` with 1 <= i <= n."""
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UsageError("--shard", got=text, expected="i/n with 1 <= i <= n, such as 2/8")
     return int(number), int(count)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
@@ -54,8 +55,7 @@ def run(words: Sequence[str]) -> None:
     """Compare, show, and write if asked."""
     (arguments,) = VerbParser("compare", DESCRIPTION, [CompareArguments], positional=("runs",)).parse(words)
     start_logging()
-    if arguments.examples < 0:
-        raise UsageError("--examples", got=arguments.examples, expected="at least 0")
+    check_counts(arguments, ("examples", "seed"), least=0)
     path = Path(arguments.output) if arguments.output else None
     ending = check_file(path, WRITERS, overwrite=arguments.overwrite) if path else ""
     comparison = compare(arguments)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crosskd.cli.checks import check_seed
 from crosskd.cli.console import output, start_logging
 from crosskd.cli.demo_models import find_demo_models
 from crosskd.cli.parsing import VerbParser
@@ -54,6 +55,7 @@ def run(words: Sequence[str]) -> None:
     """Run the steps that are not finished, then show the table and the report."""
     (arguments,) = VerbParser("demo", DESCRIPTION, [DemoArguments], epilog=EPILOG).parse(words)
     start_logging()
+    check_seed(arguments.seed)
     started = time.monotonic()
     teacher, student = find_demo_models()
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)

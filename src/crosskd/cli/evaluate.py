@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, progress, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
@@ -17,10 +18,11 @@ from crosskd.evaluation.score_names import how_computed
 from crosskd.evaluation.scoring import check_bert_score
 from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.models.card import add_scores
-from crosskd.models.limits import context_length
+from crosskd.models.limits import context_length, longest_prompt
 from crosskd.models.load import LoadedModel, load_model
 from crosskd.models.quantization import quantization_of
 from crosskd.report.tables import results_table
+from crosskd.text.prompts import PromptBuilder
 from crosskd.text.tasks import load_task
 
 DESCRIPTION = """Let a model answer the examples of a split, greedily, and score the answers: F1, exact match, ROUGE and
@@ -76,6 +78,8 @@ def run(words: Sequence[str]) -> None:
     """Answer, score, write, and show the scores."""
     (arguments,) = VerbParser("evaluate", DESCRIPTION, [EvaluateArguments]).parse(words)
     start_logging()
+    check_counts(arguments, ("limit", "batch_size", "max_new_tokens", "max_length"))
+    check_counts(arguments, ("number_few_shot",), least=0)
     task = load_task(arguments.task)
     examples = load_examples(arguments.data, arguments.split)
     if arguments.limit is not None:
@@ -92,6 +96,10 @@ def run(words: Sequence[str]) -> None:
             encoder_decoder=True,
         )
     )
+    limit = arguments.max_length or context_length(loaded.model.config, loaded.tokenizer)
+    # evaluate() does so, too, but under a bar
+    longest_prompt(loaded.model.config, loaded.tokenizer, limit, arguments.max_new_tokens)
+    PromptBuilder(loaded.tokenizer, task, number_few_shot=arguments.number_few_shot, style=arguments.prompt_style)
     name = arguments.name or Path(arguments.model).stem
     with progress(f"answers of {name}", len(examples)) as advance:
         evaluation = evaluate(
@@ -104,7 +112,7 @@ def run(words: Sequence[str]) -> None:
             prompt_style=arguments.prompt_style,
             max_new_tokens=arguments.max_new_tokens,
             batch_size=arguments.batch_size,
-            max_length=arguments.max_length or context_length(loaded.model.config, loaded.tokenizer),
+            max_length=limit,
             rouge_aggregate=arguments.rouge_aggregate,
             rouge_variant=arguments.rouge_variant,
             references=arguments.references,

@@ -9,19 +9,20 @@ from typing import Any, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, start_logging
 from crosskd.cli.inspect_costs import cache_sizes, estimate_time, model_facts, read_config
 from crosskd.cli.inspect_tables import show
 from crosskd.cli.parsing import VerbParser
+from crosskd.data.oddities import multi_line_answers
 from crosskd.data.prepare import load_examples
-from crosskd.errors import UsageError
 from crosskd.models.limits import context_length
 from crosskd.models.load import load_tokenizer
 from crosskd.text.compare_tokenizers import compare_tokenizers
 from crosskd.text.prompts import PromptBuilder
 from crosskd.text.sides import Side
 from crosskd.text.tasks import load_task
-from crosskd.text.tokenizer_warnings import find_trouble
+from crosskd.text.tokenizer_warnings import Finding, find_trouble
 
 DESCRIPTION = """Compare the tokenizers of a teacher and a student on your data, estimate what distillation will cost,
 and warn of what is known to hurt. Reads tokenizers and configurations, never weights."""
@@ -59,8 +60,8 @@ def run(words: Sequence[str]) -> None:
     """Compare, estimate, warn, and print it all."""
     parser = VerbParser("inspect", DESCRIPTION, [InspectArguments], positional=("teacher", "student"))
     (arguments,) = parser.parse(words)
-    if arguments.limit < 1:
-        raise UsageError("--limit", got=arguments.limit, expected="an integer of at least 1")
+    check_counts(arguments, ("limit", "max_length", "teacher_max_length"))
+    check_counts(arguments, ("number_few_shot",), least=0)
     start_logging()
     findings = inspect(arguments)
     if arguments.json:
@@ -92,8 +93,14 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
         "tokenizers": comparison.to_dict(),
         "cache": [asdict(size) for size in cache_sizes(comparison, len(examples))],
         "time": asdict(estimate_time(comparison, facts["teacher"], facts["student"], len(examples))),
-        "warnings": [asdict(finding) for finding in find_trouble(comparison, outputs)],
+        "warnings": [asdict(found) for found in [*_of_data(looked_at), *find_trouble(comparison, outputs)]],
     }
+
+
+def _of_data(examples: list[dict[str, Any]]) -> list[Finding]:
+    """Warnings of the examples themselves."""
+    lines = multi_line_answers(examples)
+    return [Finding("answers_of_several_lines", f"{lines[:1].upper()}{lines[1:]}.")] if lines else []
 
 
 def _side(role: str, name: str, config: PreTrainedConfig, arguments: InspectArguments) -> Side:

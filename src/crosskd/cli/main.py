@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from crosskd.cli.failures import one_line
 from crosskd.errors import Terminated, TrainingFailed, UsageError, did_you_mean
 
 VERBS = {
@@ -62,18 +63,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_verb(verb: str, words: Sequence[str]) -> int:
     """Run ``verb`` with its flags; 0, or 1 where training failed and 2 for bad input, both said in one line.
 
-    Interrupts pass through.
+    Interrupts pass through. With the environment variable ``CROSSKD_DEBUG`` set, an error shows where it came from.
     """
     try:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
         importlib.import_module(f"crosskd.cli.{verb}").run(words)
     except UsageError as error:
+        if os.environ.get("CROSSKD_DEBUG"):
+            raise
         sys.stderr.write(f"crosskd {verb}: error: {error}\n")
         return 2
     except TrainingFailed as error:
         sys.stderr.write(f"crosskd {verb}: {error}\n")
         return 1
+    except Exception as error:
+        if (told := one_line(error)) is None or os.environ.get("CROSSKD_DEBUG"):
+            raise
+        sys.stderr.write(f"crosskd {verb}: error: {' '.join(told.split())}\n")
+        return 2
     return 0
 
 

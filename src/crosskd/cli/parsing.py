@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from crosskd.cli.checks import check_values
 from crosskd.errors import UsageError, did_you_mean
+from crosskd.files import parse_yaml
 
 ABOUT = "about"
 """A key that files of flags may have: facts for readers, not a flag."""
@@ -86,6 +88,7 @@ class VerbParser(HfArgumentParser):
 
     def _instances(self, namespace: argparse.Namespace) -> tuple[Any, ...]:
         values = vars(namespace)
+        check_values(values)
         made = []
         for dataclass_type in self.dataclass_types:
             names = [name for name, field in dataclass_type.__dataclass_fields__.items() if field.init]
@@ -145,6 +148,8 @@ class VerbParser(HfArgumentParser):
                 raise UsageError(
                     f"--config {path}: key {key!r}", expected="a flag of this verb", fix=_suggestion(key, flags, "")
                 )
+            if isinstance(value, list) and flags[key].nargs not in ("+", "*"):
+                raise UsageError(f"--config {path}: key {key!r}", got="a list", expected="one value")
             given += _as_words(key, value)
         return given
 
@@ -188,11 +193,14 @@ def _suggestion(name: str, flags: Iterable[str], dashes: str) -> str:
 
 def _read_mapping(path: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = parse_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"--config {path}", got=error.strerror, expected="a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}", got=" ".join(str(error).split()), expected="a YAML file") from error
+        told = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"--config {path}{place}: {told}", expected="a YAML file") from error
     if not isinstance(value, dict):
         raise UsageError(f"--config {path}", got=f"a YAML {type(value).__name__}", expected="a mapping of flags")
     return {str(key): item for key, item in value.items()}

@@ -74,7 +74,9 @@ def run(words: Sequence[str]) -> None:
         answers=arguments.answers,
         unlabelled=arguments.unlabelled,
     )
-    folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite)
+    folder = Path(arguments.output)
+    if folder.is_dir():  # else it comes into being whole
+        prepare_output_folder(folder, overwrite=arguments.overwrite)
     save_prepared(prepared, folder)
     _show(prepared.summary, folder)
 
@@ -126,6 +128,9 @@ def _with_one_map(words: Sequence[str]) -> list[str]:
 
 def _check_apart(data: str, output: str) -> None:
     source, folder = Path(data).resolve(), Path(output).resolve()
+    here = Path.cwd()
+    if folder == here or folder in here.parents:  # the folder is moved into place as a whole
+        raise UsageError(f"--output {output}", got="the current folder or one above it", expected="a folder in it")
     if source.exists() and (source == folder or folder in source.parents):
         raise UsageError(f"--output {output}", got="the folder that holds --data", expected="another folder")
 

@@ -16,7 +16,7 @@ from crosskd.cli.console import output, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.cli.recipes_run import RunSettings, run_recipe
 from crosskd.errors import UsageError, did_you_mean
-from crosskd.files import write_text
+from crosskd.files import check_writable, write_text
 from crosskd.recipes.grid import METRICS, Recipe, find_recipe, recipes
 from crosskd.recipes.text import recipe_text
 
@@ -140,6 +140,7 @@ def copy(arguments: CopyArguments) -> None:
         raise UsageError(f"--output {path}", got="a folder", expected="a file, such as recipe.yaml")
     if path.exists() and not arguments.overwrite:
         raise UsageError(f"--output {path}", got="a file that exists", fix="give --overwrite, or another name")
+    check_writable(path, "--output")
     output.print(f"recipe: {write_text(path, text)}", soft_wrap=True)
 
 

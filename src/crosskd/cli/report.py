@@ -9,6 +9,7 @@ from pathlib import Path
 from crosskd.cli.console import output, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
+from crosskd.files import check_writable
 from crosskd.report.build import TABLES, build_report, build_tables
 
 DESCRIPTION = """Put every scores.json, predictions.jsonl and metrics.jsonl found under some folders into one HTML file
@@ -38,6 +39,7 @@ def run(words: Sequence[str]) -> None:
     path = Path(arguments.output)
     if path.exists() and not arguments.overwrite:
         raise UsageError(f"--output {path}", got="a file that exists", fix="give --overwrite or another name")
+    check_writable(path, "--output")
     if path.suffix in TABLES:
         build_tables(arguments.runs, path)
     else:

@@ -29,6 +29,8 @@ _ANSWERS = (
     "answer", "answers", "original_nq_answers", "answer1", "answer_1", "answer2", "answer_2", "long_answer",
     "LONG_ANSWER",
 )  # fmt: skip
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_SEPARATORS = (";", "\t", "|")
 _SUMMARIES = ("summary", "summary1", "summary2", "summary3", "highlights")
 
 
@@ -134,11 +136,27 @@ def _mapped(header: Sequence[str], mapping: Mapping[str, str], where: str) -> di
 
 
 def _missing(field: str, names: Sequence[str], header: Sequence[str], where: str) -> UsageError:
+    conversations = [name for name in _CONVERSATIONS if name in header]
+    if conversations:
+        return UsageError(
+            f"{where} holds conversations (column {conversations[0]!r}), which are not supported yet",
+            expected="columns for context, question and answers",
+            fix="write the request and its answer into columns of their own",
+        )
     return UsageError(
         f"{where} has no column for {field!r}",
-        expected=f"one named {' or '.join(names[:4])}; the columns there are: {', '.join(header) or 'none'}",
-        fix=f"name yours with --map <column>={field}",
+        expected=f"one named {' or '.join(names)}; the columns there are: {', '.join(header) or 'none'}",
+        fix=_how_to_name(field, header),
     )
+
+
+def _how_to_name(field: str, header: Sequence[str]) -> str:
+    separator = next((sign for sign in _SEPARATORS if len(header) == 1 and sign in header[0]), None)
+    if separator is not None:
+        return f"cells seem to be separated by {separator!r}: save the file with commas, or with tabs as .tsv"
+    if {"prompt", "completion"} <= set(header):
+        return "take a --task without a question, and --map prompt=context completion=answer"
+    return f"name yours with --map <column>={field}"
 
 
 def _text(value: object, place: str) -> str:

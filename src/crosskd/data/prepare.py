@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from crosskd import __version__
 from crosskd.data.answers_merge import give_answers, read_answers, with_answers
 from crosskd.data.cleaning import OVER_LIMIT, Rules, read_split
 from crosskd.data.hold_out import hold_out, holds_out
+from crosskd.data.oddities import long_contexts, multi_line_answers
 from crosskd.data.readers import Row
 from crosskd.data.sources import Splits, open_source, split_name
 from crosskd.data.storage import SUMMARY_FILE, TEXTS, Prepared, examples_dataset, save_prepared, saved_examples
@@ -20,6 +22,8 @@ from crosskd.errors import UsageError, did_you_mean
 from crosskd.text.tasks import Task, load_task
 
 __all__ = ["SUMMARY_FILE", "Prepared", "load_examples", "load_splits", "prepare_examples", "save_prepared"]
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_examples(
@@ -40,7 +44,7 @@ def prepare_examples(
     Rows without an answer, context or question (where the task has them), rows that repeat the context and question of
     an earlier row of their split, and rows with a longer context than ``max_characters`` are dropped and counted. The
     answers of a repeated row become further references of the example that is there. Text is left as it is, but for
-    white space at both ends.
+    white space at both ends. Warns of what misleads later (see `crosskd.data.oddities`).
 
     Args:
         source: File, folder, ``sample:<name>`` or hub id (see `crosskd.data.sources.open_source`).
@@ -50,7 +54,7 @@ def prepare_examples(
         limit: Keep at most so many examples of each split, the first ones; reading stops there.
         max_characters: Longest context, in characters.
         validation_fraction: Share of the training split to hold out at random, in (0, 1), where there is no
-            ``validation`` split.
+            ``validation`` split; all rows of a passage stay together.
         seed: Seed of the hold-out.
         answers: File with answers that another tool made (see `crosskd.data.answers_merge.read_answers`): by ``id``, or
             one for each row of the training split (or of the only one), in order. They become ``teacher_answer``.
@@ -80,6 +84,7 @@ def prepare_examples(
         assert validation_fraction is not None
         hold_out(kept, counts, validation_fraction, seed)
     _cut(kept, counts, limit)
+    _warn(kept)
     examples = DatasetDict({name: examples_dataset(rows, f"{source} ({name})") for name, rows in kept.items() if rows})
     _count(examples, counts)
     settings = {"mapping": dict(mapping or {}), "split": split, "limit": limit, "max_characters": max_characters}
@@ -148,6 +153,13 @@ def _read(
     if not any(kept.values()):
         raise _nothing_left(source, counts)
     return kept, counts
+
+
+def _warn(kept: Mapping[str, list[Row]]) -> None:
+    for name, rows in kept.items():
+        for finding in (multi_line_answers(rows), long_contexts(rows)):
+            if finding:
+                logger.warning("%s: %s", name, finding)
 
 
 def _count(examples: DatasetDict, counts: dict[str, dict[str, Any]]) -> None:

@@ -57,6 +57,8 @@ def json_parts(path: Path) -> dict[str | None, Callable[[], Iterator[Row]]]:
         if not _begins_with_object(text):
             raise UsageError(f"{path}, line {error.lineno} is not JSON: {error.msg}") from error
         return {None: lambda: _read_json_lines(path)}
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise UsageError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     lists = {name: rows for name, rows in value.items() if _is_rows(rows)} if isinstance(value, dict) else {}
     if "data" in lists:
         return {None: _iterator(lists["data"])}
@@ -118,6 +120,8 @@ def _parse_line(line: bytes, place: str) -> Row:
         raise _not_utf8(place) from error
     except json.JSONDecodeError as error:
         raise UsageError(f"{place} is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{place} cannot be read as JSON: {first_line(error)}") from error
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -138,7 +142,7 @@ def _iterator(rows: list[Row]) -> Callable[[], Iterator[Row]]:
 def _begins_with_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text.lstrip().split("\n", 1)[0]), dict)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 

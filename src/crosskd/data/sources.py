@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from crosskd.data.quiet import without_progress_bars
@@ -43,9 +42,26 @@ def open_source(source: str | Path, split: str | None = None) -> Splits:
         ``validation``.
 
     Raises:
-        UsageError: There is nothing of that name, or it is of a kind that cannot be read.
+        UsageError: There is nothing of that name, it is of a kind that cannot be read, or a split has a name that no
+            folder can have.
     """
-    name = str(source)
+    splits = _open(str(source), split)
+    for name in splits:
+        check_split_name(name, str(source))
+    return splits
+
+
+def check_split_name(name: str, source: str) -> None:
+    """Refuse names of splits that lead out of a folder: a split is written into a folder of its name.
+
+    Raises:
+        UsageError: The name begins with a dot, or has a slash or a control character in it.
+    """
+    if not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        raise UsageError(f"{source}: split {name!r}", expected="a name without slashes and leading dots")
+
+
+def _open(name: str, split: str | None) -> Splits:
     if name.startswith("sample:"):
         return _open_folder(sample_folder(name))
     path = Path(name)
@@ -114,7 +130,7 @@ def _open_saved(folder: Path) -> Splits:
     try:
         with without_progress_bars():
             saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+    except Exception as error:  # whatever a damaged file makes of the libraries that read it
         raise UsageError(f"{folder} cannot be read as a saved data set: {first_line(error)}") from error
     return _of_datasets(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved})
 

@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
 
 from crosskd.data.quiet import without_progress_bars
-from crosskd.data.readers import Row
+from crosskd.data.readers import Row, first_line
+from crosskd.data.sources import check_split_name
 from crosskd.errors import UsageError
 from crosskd.files import write_json
 
@@ -126,7 +127,11 @@ def saved_examples(folder: Path) -> DatasetDict:
     try:
         with without_progress_bars():
             saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder} cannot be read: {error}", fix="run `crosskd prepare` again") from error
-    assert isinstance(saved, DatasetDict)
+    # whatever a damaged file makes of the libraries that read it
+    except Exception as error:
+        raise UsageError(f"{folder} cannot be read: {first_line(error)}", fix="run `crosskd prepare` again") from error
+    for name in saved if isinstance(saved, DatasetDict) else ():
+        check_split_name(str(name), str(folder))
+    if not isinstance(saved, DatasetDict):
+        raise UsageError(f"{folder} holds a data set without splits", fix="run `crosskd prepare` on it first")
     return saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,9 +111,31 @@ class Evaluation:
         rows = read_jsonl(place / PREDICTIONS) if (place / PREDICTIONS).is_file() else []
         known = {name: value for name, value in record.items() if name in cls.__dataclass_fields__}
         try:
+            _check_record(known)
             return cls(**{**known, "predictions": read_predictions(rows)})
         except (TypeError, KeyError) as error:
             raise UsageError(f"{place} does not hold an evaluation: {error}") from error
+
+
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "name": (str, "text"), "task": (str, "text"), "scores": (dict, "an object of numbers"),
+    "examples": (int, "a number"), "seconds": ((int, float), "a number"), "number_few_shot": (int, "a number"),
+    "truncated_examples": (int, "a number"), "settings": (dict, "an object"),
+}  # fmt: skip
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Refuse a ``scores.json`` whose values are of other types than we wrote (a TypeError)."""
+    for name, (kind, words) in _KINDS.items():
+        if name in record and (not isinstance(record[name], kind) or isinstance(record[name], bool)):
+            raise TypeError(f"{name} is {record[name]!r:.40}, not {words}")
+    _check_numbers(record.get("scores", {}))
+
+
+def _check_numbers(scores: Mapping[str, Any]) -> None:
+    for name, value in scores.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise TypeError(f"score {name} is {value!r:.40}, not a number")
 
 
 def read_predictions(rows: Iterable[Mapping[str, Any]]) -> list[Prediction]:
@@ -120,13 +143,21 @@ def read_predictions(rows: Iterable[Mapping[str, Any]]) -> list[Prediction]:
 
     Raises:
         KeyError: A row lacks a key.
-        TypeError: A row's ``answers`` are no list, or its ``prediction`` is no text.
+        TypeError: A row's ``answers`` are no list of texts, its ``prediction`` or ``question`` is no text, or its
+            ``scores`` are no numbers.
     """
     return [_read_prediction(row) for row in rows]
 
 
 def _read_prediction(row: Mapping[str, Any]) -> Prediction:
-    answers, text = row["answers"], row["prediction"]
+    answers, text, scores = row["answers"], row["prediction"], row.get("scores") or {}
     if not isinstance(answers, list) or not isinstance(text, str):
         raise TypeError("answers that are no list" if isinstance(text, str) else "a prediction that is no text")
-    return Prediction(str(row["id"]), row["question"], answers, text, dict(row.get("scores") or {}))
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise TypeError("answers that are not all text" if answers else "answers that are an empty list")
+    if not isinstance(row["question"], str):
+        raise TypeError("a question that is no text")
+    if not isinstance(scores, dict):
+        raise TypeError("scores that are no object")
+    _check_numbers(scores)
+    return Prediction(str(row["id"]), row["question"], answers, text, dict(scores))

@@ -58,11 +58,14 @@ def base_of(folder: str | Path) -> str:
     """The model that an adapter belongs to: hub id or folder.
 
     Raises:
-        UsageError: The adapter does not say.
+        UsageError: The adapter does not say, or its configuration is damaged.
     """
     from peft import PeftConfig
 
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    try:
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    except Exception as error:  # not JSON, or values of a wrong type
+        raise UsageError(f"adapter {folder}", got=str(error).split("\n")[0], expected="what peft wrote") from error
     if not base:
         raise UsageError(f"adapter {folder}", got="no base_model_name_or_path", expected="the model it belongs to")
     return str(base)

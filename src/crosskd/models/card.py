@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,11 +63,11 @@ class CardFacts:
 def write_card(folder: Path, facts: CardFacts) -> Path:
     """Write ``README.md`` into a model's folder, in the form that model hubs read."""
     rows = {
-        "Student": f"`{facts.base_model}`",
-        "Teacher": f"`{facts.teacher}`" if facts.teacher else "none",
-        "Method": f"`{facts.method}`",
-        "Task": f"`{facts.task}`",
-        "Training data": f"`{facts.data}`, {facts.examples} examples",
+        "Student": _code(facts.base_model),
+        "Teacher": _code(facts.teacher) if facts.teacher else "none",
+        "Method": _code(facts.method),
+        "Task": _code(facts.task),
+        "Training data": f"{_code(facts.data)}, {facts.examples} examples",
     }
     text = f"""\
 ---
@@ -86,7 +87,7 @@ Load it with `{_loader(facts)}.from_pretrained(...)`. {_PROMPTS[facts.own_tokens
 {_SCORES[1]}
 
 ## Settings
-{_table(("setting", "value"), {f"`{name}`": value for name, value in facts.settings.items()})}
+{_table(("setting", "value"), {f"`{name}`": _plain(str(value)) for name, value in facts.settings.items()})}
 
 ## Versions
 {_table(("package", "version"), facts.versions)}
@@ -120,11 +121,26 @@ def add_scores(folder: Path, name: str, scores: Mapping[str, float]) -> bool:
     found = re.search(f"{_SCORES[0]}\n(.*?)\n{_SCORES[1]}", text, re.DOTALL)
     if found is None:
         return False
+    name = _plain(name)
     told = ", ".join(f"{metric} {100 * value:.2f}" for metric, value in scores.items())
     lines = [line for line in found[1].split("\n") if line != _NO_SCORES and not line.startswith(f"- {name}: ")]
     section = "\n".join([_SCORES[0], *lines, f"- {name}: {told}", _SCORES[1]])
     write_text(path, text[: found.start()] + section + text[found.end() :])
     return True
+
+
+def _code(text: str) -> str:
+    """A name as code; it stays one span of one cell, whatever is in it."""
+    return f"`{_one_line(text).replace('`', chr(39))}`"
+
+
+def _plain(text: str) -> str:
+    """Text that is neither markup of HTML nor the end of a cell."""
+    return html.escape(_one_line(text), quote=False)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:

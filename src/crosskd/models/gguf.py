@@ -15,6 +15,7 @@ from crosskd.errors import UsageError
 
 logger = logging.getLogger(__name__)
 _FORMAT = 1  # raised when a conversion would come out different
+_VERSIONS = (2, 3)
 
 
 def cache_directory() -> Path:
@@ -34,7 +35,6 @@ def convert_gguf(path: Path) -> Path:
     folder = cache_directory() / "gguf" / f"{path.stem}-{checksum[:16]}-v{_FORMAT}"
     if folder.is_dir():
         return folder
-    logger.info("converting %s to safetensors, once (kept in %s)", path.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as temporary:
         unfinished = Path(temporary) / "model"
@@ -46,11 +46,22 @@ def convert_gguf(path: Path) -> Path:
     return folder
 
 
+def _check_header(path: Path) -> None:
+    """Refuse what is no GGUF file before minutes are spent on it."""
+    with path.open("rb") as stream:
+        magic, version = stream.read(4), int.from_bytes(stream.read(4), "little")
+    if magic != b"GGUF" or version not in _VERSIONS:
+        got = f"GGUF version {version}" if magic == b"GGUF" else "another kind of file"
+        raise UsageError(f"model {str(path)!r}", got=got, expected="a GGUF file of version 2 or 3")
+
+
 def _write_plain_model(path: Path, folder: Path) -> None:
+    _check_header(path)
+    logger.info("converting %s to safetensors, once (kept in %s)", path.name, cache_directory() / "gguf")
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes every library say something else
         raise UsageError(
             f"model {str(path)!r}",
             got=str(error).strip().split("\n")[0],

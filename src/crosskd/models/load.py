@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,18 +95,34 @@ def load_model(
     config = check_language_model(source, location, options, encoder_decoder=encoder_decoder)
     architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        model = architecture.from_pretrained(
-            location,
-            dtype=DTYPES[dtype],
-            use_safetensors=None if allow_pickle else True,
-            **quantization_options(quantization),
-            **options,
-        )
-    except (OSError, ImportError) as error:
+        with _no_table_of_mismatches():
+            model = architecture.from_pretrained(
+                location,
+                dtype=DTYPES[dtype],
+                use_safetensors=None if allow_pickle else True,
+                **quantization_options(quantization),
+                **options,
+            )
+    except Exception as error:  # damaged weights make every library say something else
         raise UsageError(
             f"model {str(source)!r}", got=_first_line(error), fix=None if allow_pickle else _weights_hint(error)
         ) from error
     return LoadedModel(model.eval(), _tokenizer_of(source, tokenizer, options), str(source))
+
+
+@contextmanager
+def _no_table_of_mismatches() -> Iterator[None]:
+    """Without the table that transformers logs before it refuses weights of other shapes: the error is one line."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "MISMATCH" not in record.getMessage()
+
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
 
 
 def load_tokenizer(
@@ -114,7 +133,9 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             locate(source), revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, ImportError) as error:  # code of the model's may need packages
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged file, or code of the model's that needs packages
         raise UsageError(f"tokenizer of {str(source)!r}", got=_first_line(error)) from error
     return ensure_special_tokens(tokenizer, source, revision=revision)
 
@@ -173,7 +194,7 @@ def check_language_model(
     """Refuse what cannot write an answer (an encoder, a classifier) before its weights are read; give its config."""
     try:
         config = AutoConfig.from_pretrained(location, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # values of a wrong type, too
         raise UsageError(f"model {str(source)!r}", got=_first_line(error), fix=_config_hint(error)) from error
     architectures: list[str] = list(getattr(config, "architectures", None) or [])
     suffixes = (_ENCODER_DECODER_SUFFIX,) if config.is_encoder_decoder else _CAUSAL_SUFFIXES

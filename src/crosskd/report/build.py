@@ -19,7 +19,7 @@ from crosskd.report.collect import Collection, collect
 from crosskd.report.curves import SERIES, dash_pattern, loss_curves
 from crosskd.report.differences import DifferenceRow, difference_rows
 from crosskd.report.predictions import PredictionCard, prediction_cards
-from crosskd.report.tables import best_scores, csv_table, latex_table, markdown_table, percent, points
+from crosskd.report.tables import best_scores, csv_table, latex_table, markdown_table, markdown_text, percent, points
 
 #: Endings of files that hold tables alone.
 TABLES = (".md", ".tex", ".csv")
@@ -103,10 +103,11 @@ def build_tables(folders: Sequence[str | Path], output: str | Path) -> Path:
     if path.suffix == ".csv":
         return write_text(path, csv_table(evaluations))
     make, start = {".md": (markdown_table, ""), ".tex": (latex_table, "% ")}[path.suffix]
+    escaped = markdown_text if path.suffix == ".md" else lambda text: " ".join(text.split())
     parts = []
     for group in _groups(evaluations):
         title = f"Task {group[0].task}, {group[0].examples} examples. {how_computed(group)}".strip()
-        parts.append(f"{start}{title}\n\n{make(group)}")
+        parts.append(f"{start}{escaped(title)}\n\n{make(group)}")
     return write_text(path, "\n".join(parts))
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from crosskd.evaluation.bootstrap import Difference
 from crosskd.evaluation.compare import Paired
 from crosskd.evaluation.score_names import HEADINGS
-from crosskd.report.tables import csv_rows, latex_rows, markdown_rows, percent, points
+from crosskd.report.tables import csv_rows, latex_rows, markdown_rows, markdown_text, percent, points
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The terminal's table in Markdown, with what the interval is below it."""
-    return markdown_rows(_headings(comparison), _rows(comparison), texts=2) + f"\n{_caption(comparison)}\n"
+    caption = markdown_text(_caption(comparison))
+    return markdown_rows(_headings(comparison), _rows(comparison), texts=2) + f"\n{caption}\n"
 
 
 def comparison_latex(comparison: Comparison) -> str:

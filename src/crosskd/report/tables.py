@@ -13,6 +13,7 @@ from rich.text import Text
 from crosskd.errors import UsageError
 from crosskd.evaluation.results import Evaluation
 from crosskd.evaluation.score_names import HEADINGS, how_computed, made_alike, shown_scores
+from crosskd.files import check_writable
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -105,7 +106,7 @@ def best_scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
 def markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
     """A Markdown table; the first ``texts`` columns are aligned to the left, the rest to the right."""
     rule = ["---"] * texts + ["---:"] * (len(head) - texts)
-    return "".join("| " + " | ".join(_markdown(cell) for cell in row) + " |\n" for row in (head, rule, *rows))
+    return "".join("| " + " | ".join(markdown_text(cell) for cell in row) + " |\n" for row in (head, rule, *rows))
 
 
 def latex_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
@@ -143,7 +144,7 @@ def check_file(path: Path, endings: Iterable[str], *, overwrite: bool) -> str:
         Its ending, such as ``".csv"``.
 
     Raises:
-        UsageError: It is a folder, exists, or has another ending.
+        UsageError: It is a folder, exists, has another ending, or cannot be written.
     """
     known = list(endings)
     if path.is_dir():
@@ -152,6 +153,7 @@ def check_file(path: Path, endings: Iterable[str], *, overwrite: bool) -> str:
         raise UsageError(f"--output {path}", got=f"the ending {path.suffix!r}", expected=", ".join(known))
     if path.exists() and not overwrite:
         raise UsageError(f"--output {path}", got="a file that exists", fix="give --overwrite or another name")
+    check_writable(path, "--output")
     return path.suffix.lower()
 
 
@@ -164,8 +166,10 @@ def _counts(evaluation: Evaluation) -> list[str]:
     return [str(evaluation.examples), f"{evaluation.seconds:.0f}"]
 
 
-def _markdown(cell: str) -> str:
-    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
+def markdown_text(cell: str) -> str:
+    """Text on one line that is no markup of a table or of HTML."""
+    escaped = cell.replace("\\", "\\\\").replace("|", "\\|").replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(escaped.split())
 
 
 def _latex_row(cells: Sequence[str]) -> str:

@@ -55,14 +55,15 @@ class TargetCache:
         """Open a finished cache; every shard's checksum is verified.
 
         Raises:
-            UsageError: No cache is there, or shards are missing or damaged (named).
+            UsageError: No cache is there, its identity is not what `create` wrote, or shards are missing or damaged
+                (named).
         """
         folder = Path(folder)
         if not (folder / IDENTITY).is_file():
             raise UsageError(
                 f"--teacher_cache {folder}", got="no cache", expected="a folder written by `crosskd cache`"
             )
-        cache = cls(folder, read_json(folder / IDENTITY))
+        cache = cls(folder, _checked(read_json(folder / IDENTITY), folder / IDENTITY))
         if problems := cache.problems():
             raise damaged_shards_error(folder, problems)
         return cache
@@ -130,3 +131,16 @@ class TargetCache:
         """The examples whose targets a shard holds."""
         size = self.identity["shard_size"]
         return range(shard * size, min((shard + 1) * size, len(self)))
+
+
+def _checked(identity: dict[str, Any], path: Path) -> dict[str, Any]:
+    """An identity that says how many shards there are and whose they are."""
+    sizes = [identity.get(name) for name in ("examples", "shard_size")]
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    if not whole or not isinstance(identity.get("teacher"), str):
+        raise UsageError(
+            f"{path} does not say what the cache holds",
+            expected="the examples, shard_size and teacher that `crosskd cache` wrote",
+            fix="write the cache again",
+        )
+    return identity

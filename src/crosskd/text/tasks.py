@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from crosskd.errors import UsageError, did_you_mean
+from crosskd.files import parse_yaml
 
 FIELDS = ("title", "context", "question")
 METRICS = ("f1", "exact_match", "rouge", "bert_score")
@@ -168,7 +169,7 @@ def _shot(value: object, fields: tuple[str, ...], where: str) -> Shot:
 
 def _parse_yaml(text: str, source: str) -> object:
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from crosskd.errors import UsageError
 from crosskd.losses.base import DistillationMethod
 from crosskd.losses.registry import METHODS, create_method, setting_names
+from crosskd.training.ranges import check_reports, check_schedule, check_training_ranges
 
 _PAPER = "arXiv 2412.14528"
 
@@ -102,6 +103,7 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._given = _values(self)  # before anything is derived from it
+        check_training_ranges(self)
         _check_ranges(self)
         _refuse_what_cannot_work(self)
         if _is_text_metric(self.metric_for_best_model):
@@ -115,6 +117,8 @@ class DistillationConfig(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing  # its name in later releases of transformers
         self.create_method()  # an unknown name or value is said before a model is loaded
         super().__post_init__()
+        check_reports(self)
+        check_schedule(self)
         self._derived = _values(self)
 
     def chosen_settings(self) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""What went wrong outside of crosskd, in one line: files that cannot be read or written, and what libraries say."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import yaml
+
+
+def one_line(error: BaseException) -> str | None:
+    """What a user can do something about: a file, a folder, a disk, or content that a library cannot read.
+
+    Args:
+        error: What ended a verb.
+
+    Returns:
+        One line, or None for everything else: such errors are ours, and their traceback is worth having.
+    """
+    if isinstance(error, OSError):
+        return _of_file(error)
+    if isinstance(error, yaml.YAMLError | json.JSONDecodeError | UnicodeError | MemoryError):
+        return f"{_kind(error)}: {_first_line(error)}"
+    if isinstance(error, pickle.UnpicklingError):  # torch reads tensors and plain values only
+        return f"a pickled file holds more than numbers and is not read: {_first_line(error)}"
+    if isinstance(error, ImportError) or "to be installed" in str(error):
+        return _first_line(error)
+    # by name: these libraries are not imported for the sake of an error
+    if type(error).__module__.split(".")[0] in ("safetensors", "pyarrow", "huggingface_hub", "datasets"):
+        return f"{_kind(error)}: {_first_line(error)}"
+    return None
+
+
+def _of_file(error: OSError) -> str:
+    """The file that the error names, and what is wrong with it; libraries write a text instead."""
+    if error.strerror is None:
+        return _first_line(error)
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([" and ".join(names), error.strerror]) if names else error.strerror
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no further words"])[0]
+
+
+def _kind(error: BaseException) -> str:
+    return type(error).__name__
