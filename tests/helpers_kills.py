@@ -165,8 +165,8 @@ def _path_of(event: str, arguments: tuple[Any, ...]) -> str:
     if not isinstance(path, str | bytes | os.PathLike):
         return ""
     name = os.fsdecode(path)
-    if os.path.isabs(name):
+    if Path(name).is_absolute():
         return name
     at = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1
-    start = os.readlink(f"/proc/self/fd/{at}") if isinstance(at, int) and at >= 0 else str(Path.cwd())
+    start = str(Path(f"/proc/self/fd/{at}").readlink()) if isinstance(at, int) and at >= 0 else str(Path.cwd())
     return str(Path(start) / name)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from crosskd.errors import UsageError
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -27,14 +32,20 @@ def write_text(path: str | Path, text: str) -> Path:
     Returns:
         ``path`` as a :class:`~pathlib.Path`.
     """
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write ``content`` to ``path`` in one step (see :func:`write_text`)."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.write_bytes(content)
         beside.replace(target)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that failed the first error is the one to tell
+            beside.unlink(missing_ok=True)
         raise
     return target
 
@@ -229,6 +240,34 @@ def prepare_output_folder(path: str | Path, *, overwrite: bool = False, resume: 
             else:
                 entry.unlink()
     return folder
+
+
+@contextmanager
+def disk_errors(folder: str | Path, fix: str) -> Iterator[None]:
+    """Say in one line that a folder can no longer be written: the disk is full, its owner or its mount changed.
+
+    Args:
+        folder: Where the block writes.
+        fix: How to go on once there is room again.
+
+    Raises:
+        UsageError: The block failed on the disk; errors of any other kind are passed on as they are.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _rust_errno(error)
+        if number not in _DISK_ERRORS:
+            raise
+        raise UsageError(f"writing to {folder}", got=os.strerror(number).lower(), fix=fix) from error
+
+
+def _rust_errno(error: Exception) -> int | None:
+    """The error number in what safetensors raises, which is no OSError: ``... Os { code: 28, kind: ...``."""
+    found = re.search(r"\bcode: (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
 
 
 def _holds_more_than_results(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from crosskd.errors import UsageError
+from crosskd.hashes import file_sha256
 from crosskd.models import gguf
 from crosskd.models.limits import context_length
 from crosskd.models.load import load_model
@@ -105,7 +106,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
     first = gguf.convert_gguf(path)
     assert gguf.convert_gguf(path) == first
     assert made == [path]
-    assert json.loads((first / "crosskd_source.json").read_text())["sha256"] == gguf.file_sha256(path)
+    assert json.loads((first / "crosskd_source.json").read_text())["sha256"] == file_sha256(path)
     path.write_bytes(b"other bytes")
     assert gguf.convert_gguf(path) != first
 

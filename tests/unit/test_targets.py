@@ -69,8 +69,10 @@ def test_stack_undoes_example_and_dictionaries_come_back():
     logits, mask, ids = teacher()
     whole = targets_from_logits(logits, mask, EVERYTHING, ids)
     assert_equal(TeacherTargets.from_dict(whole.to_dict()), whole)
-    assert all(value.shape[0] == 3 for value in whole.to_dict().values())
-    squeezed = [{name: value[0] for name, value in whole.example(i).to_dict().items()} for i in range(3)]
+    assert all(value.shape[0] == 3 for value in whole.tensors().values())
+    squeezed = [
+        {**whole.to_dict(), **{name: value[0] for name, value in whole.example(i).tensors().items()}} for i in range(3)
+    ]
     for parts in ([whole.example(index) for index in range(3)], squeezed):
         stacked = TeacherTargets.stack(parts)
         assert torch.equal(stacked.mask, mask)
@@ -84,7 +86,7 @@ def test_bytes_of_multilevel_ot_targets_in_half_precision():
 
     def size(tokens):
         targets = targets_from_logits(logits[:, :tokens], torch.ones(1, tokens, dtype=torch.bool), request)
-        return sum(value.nbytes for value in targets.to(dtype=torch.float16).to_dict().values())
+        return sum(value.nbytes for value in targets.to(dtype=torch.float16).tensors().values())
 
     assert (size(40) - size(20)) / 20 <= 120
     assert size(0) <= 250

@@ -11,7 +11,7 @@ import torch
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.generation import generate_answers
-from crosskd.models.gguf import cache_directory, file_sha256
+from crosskd.hashes import cache_directory, file_sha256
 from crosskd.models.load import load_model, load_tokenizer
 from crosskd.models.tiny import FAMILIES, tiny_stand_in
 from crosskd.text.prompts import PromptBuilder

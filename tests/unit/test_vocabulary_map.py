@@ -113,14 +113,13 @@ def calls(monkeypatch):
 
 
 def test_computed_once_for_a_pair_and_anew_for_another(tmp_path, monkeypatch, calls):
-    monkeypatch.delenv("CROSSKD_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CROSSKD_CACHE", str(tmp_path))
     student, teacher = tokenizer("sister", "sea"), tokenizer("sea", "sisters", "seas")
     first = load_vocabulary_map(student, teacher, workers=1)
     assert first.tolist() == [1, 0, 1, 2]
     assert torch.equal(load_vocabulary_map(student, teacher), first)
     assert len(calls) == 1
-    (file,) = (tmp_path / "crosskd" / "vocabulary_maps").iterdir()
+    (file,) = (tmp_path / "vocabulary_maps").iterdir()
     load_vocabulary_map(student, teacher, cutoff=1.0)
     load_vocabulary_map(tokenizer("sisters", "sea"), teacher)
     load_vocabulary_map(teacher, student)

@@ -16,7 +16,7 @@ from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples, load_splits
 from crosskd.errors import UsageError
-from crosskd.files import check_output_folder, prepare_output_folder
+from crosskd.files import check_output_folder, disk_errors, prepare_output_folder
 from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.teacher.answers import AnswerFolder, TeacherAnswers
@@ -87,13 +87,14 @@ def run(words: Sequence[str]) -> None:
         max_length=arguments.max_length,
     )
     identity = {**teacher.identity(examples, arguments.split, arguments.shard_size), "format": arguments.format}
-    folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
-    answers = AnswerFolder.open(folder, identity)
-    if answers.finished:
-        output.print(f"{folder} is whole already")
-        return
-    _fill(answers, teacher, examples)
-    summary = answers.assemble(load_splits(arguments.data), arguments.format, Path(arguments.data))
+    with disk_errors(arguments.output, "make room, then give the same command with --resume: whole files are kept"):
+        folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
+        answers = AnswerFolder.open(folder, identity)
+        if answers.finished:
+            output.print(f"{folder} is whole already")
+            return
+        _fill(answers, teacher, examples)
+        summary = answers.assemble(load_splits(arguments.data), arguments.format, Path(arguments.data))
     _tell(summary, folder)
 
 

@@ -17,13 +17,14 @@ from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
 from crosskd.data.supervision import supervised_examples
 from crosskd.errors import UsageError
-from crosskd.files import check_output_folder, prepare_output_folder
-from crosskd.losses.registry import create_method
+from crosskd.files import check_output_folder, disk_errors, prepare_output_folder
+from crosskd.losses.registry import METHODS, create_method, setting_names
 from crosskd.losses.targets import TargetRequest
 from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.teacher.cache import TargetCache
 from crosskd.teacher.run import TeacherRun
+from crosskd.text.alignment import read_vocabulary
 
 DESCRIPTION = """Run the teacher once over prompts and answers, and keep what the losses need: about 110 bytes an answer
 token for MultiLevelOT. `crosskd distill --teacher_cache DIR` then trains without loading the teacher."""
@@ -68,7 +69,7 @@ class CacheArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "run the code that the model brings"})
     allow_pickle: bool = field(default=False, metadata={"help": "read weights in pickle format, which can run code"})
     resume: bool = field(default=False, metadata={"help": "go on with a cache that was interrupted"})
-    repair: bool = field(default=False, metadata={"help": "write damaged files anew; implies --resume"})
+    repair: bool = field(default=False, metadata={"help": "write damaged files again; implies --resume"})
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
@@ -101,19 +102,21 @@ def run(words: Sequence[str]) -> None:
         supervision=arguments.supervision,
     )
     dtype = getattr(torch, arguments.target_dtype)
-    folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=goes_on)
-    cache = TargetCache.create(folder, teacher.identity(examples, request, dtype, arguments.shard_size))
-    problems = cache.problems(part)
-    with progress("targets of the teacher", sum(len(cache.examples_of(i)) for i in problems)) as advance:
-        cache.fill(
-            lambda rows: teacher.targets(
-                examples.select(rows), request, dtype=dtype, batch_size=arguments.batch_size, advance=advance
-            ),
-            problems,
-            repair=arguments.repair,
-        )
-    if part == (1, 1):
-        cache.remove_leftovers()
+    identity = teacher.identity(examples, request, dtype, arguments.shard_size)
+    with disk_errors(arguments.output, "make room, then give the same command with --resume: whole files are kept"):
+        folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=goes_on)
+        cache = TargetCache.create(folder, identity, read_vocabulary(loaded.tokenizer) if aligns(arguments) else None)
+        problems = cache.problems(part)
+        with progress("targets of the teacher", sum(len(cache.examples_of(i)) for i in problems)) as advance:
+            cache.fill(
+                lambda rows: teacher.targets(
+                    examples.select(rows), request, dtype=dtype, batch_size=arguments.batch_size, advance=advance
+                ),
+                problems,
+                repair=arguments.repair,
+            )
+        if part == (1, 1):
+            cache.remove_leftovers()
     size = sum(path.stat().st_size for path in folder.iterdir())
     output.print(f"{len(problems)} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
 
@@ -121,12 +124,22 @@ def run(words: Sequence[str]) -> None:
 def merged_request(arguments: CacheArguments) -> TargetRequest:
     """What all the methods named need together."""
     requests: list[TargetRequest] = []
-    for name in (word.strip() for word in arguments.methods.split(",")):
+    for name in _names(arguments):
         request = create_method(name, **_settings_of(name, arguments)).request()
         if request is None:
             raise UsageError("--methods", got=name, expected="methods that ask the teacher", fix="leave it out")
         requests.append(request)
-    return reduce(or_, requests)
+    merged = reduce(or_, requests)
+    return merged | TargetRequest(answer_tokens=True) if aligns(arguments) else merged
+
+
+def aligns(arguments: CacheArguments) -> bool:
+    """Whether a method pairs the tokens of both models: it needs the teacher's answer tokens and their texts."""
+    return any(METHODS[name].needs_alignment for name in _names(arguments))
+
+
+def _names(arguments: CacheArguments) -> list[str]:
+    return [word.strip() for word in arguments.methods.split(",")]
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -138,7 +151,5 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def _settings_of(name: str, arguments: CacheArguments) -> dict[str, Any]:
-    from crosskd.losses.registry import METHODS, setting_names
-
     known = setting_names(METHODS[name]) if name in METHODS else []
     return {setting: getattr(arguments, setting) for setting in known if hasattr(arguments, setting)}

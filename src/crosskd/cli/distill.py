@@ -22,7 +22,7 @@ from crosskd.models.quantization import Quantization
 from crosskd.models.tiny import tiny_stand_in
 from crosskd.training.checkpoints import is_finished, last_checkpoint
 from crosskd.training.config import DistillationConfig
-from crosskd.training.participants import check_distinct
+from crosskd.training.participants import check_distinct, check_teacher_flags
 from crosskd.training.resuming import check_settings, has_begun
 from crosskd.training.trainer import DistillationTrainer
 
@@ -121,6 +121,8 @@ def build_trainer(
     """Load the models and examples that the flags name; ``sources`` is what the records call them."""
     load = partial(load_model, trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle)
     check_distinct(arguments.student, arguments.teacher)
+    if arguments.teacher_cache is not None:
+        check_teacher_flags(arguments.teacher_cache, arguments.teacher_dtype, arguments.teacher_quantization)
     if arguments.model_override == "tiny":
         _take_stand_ins(arguments)
     asks_teacher = METHODS[config.method].needs_teacher and arguments.teacher_cache is None

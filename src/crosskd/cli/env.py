@@ -13,7 +13,7 @@ from crosskd.cli.console import output
 from crosskd.cli.demo_models import find_demo_models
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
-from crosskd.models.gguf import cache_directory
+from crosskd.hashes import cache_directory
 from crosskd.models.precision import fast_bfloat16
 from crosskd.provenance import describe_machine, package_versions
 

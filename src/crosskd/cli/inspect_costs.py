@@ -124,7 +124,7 @@ def _target_bytes(request: TargetRequest, tokens: int) -> int:
     shape = (1, tokens)
     logits = torch.zeros(*shape, _COLUMNS)
     targets = targets_from_logits(logits, torch.ones(shape).bool(), request, torch.zeros(shape).long())
-    return sum(value.nbytes for value in targets.to(dtype=torch.float16).to_dict().values())
+    return sum(value.nbytes for value in targets.to(dtype=torch.float16).tensors().values())
 
 
 @dataclass(frozen=True)

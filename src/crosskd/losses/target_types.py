@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +13,8 @@ from torch.nn.functional import pad
 
 from crosskd.errors import UsageError
 
-# Fields without a token axis, and those that are numbers and not tensors: `to_dict` writes the latter as (B, n).
+# Fields without a token axis, and those that are numbers. Numbers never become tensors: what moves a batch to its
+# device may cast tensors (DeepSpeed: to bfloat16) or lack float64 (MPS), and reading one back is a sync a step.
 PER_SEQUENCE = ("column_ids", "ranked_with")
 NUMBERS = ("temperatures", "vocabulary_size")
 
@@ -108,15 +110,12 @@ class TeacherTargets:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
-    def to_dict(self) -> dict[str, Tensor]:
-        """Tensors only, each leading with B: what a cache writes. ``from_dict`` reads it back."""
-        batch = self.mask.shape[0]
-        temperatures = torch.tensor([self.temperatures] * batch, dtype=torch.float64).reshape(batch, -1)
-        size = torch.full((batch, 1), self.vocabulary_size, dtype=torch.int32)
-        return {**self.tensors(), "temperatures": temperatures, "vocabulary_size": size}
+    def to_dict(self) -> dict[str, Any]:
+        """Fields by name: tensors, each leading with B, and plain numbers. ``from_dict`` reads it back."""
+        return {**self.tensors(), **{name: getattr(self, name) for name in NUMBERS}}
 
     @classmethod
-    def from_dict(cls, tensors: Mapping[str, Tensor]) -> TeacherTargets:
+    def from_dict(cls, values: Mapping[str, Any]) -> TeacherTargets:
         """Read what ``to_dict`` wrote. One example without the axis B (a ``mask`` of shape (T,)) is given B = 1.
 
         Raises:
@@ -124,20 +123,18 @@ class TeacherTargets:
         """
         known = {field.name for field in fields(cls)}
         needed = {"mask", *NUMBERS}
-        if not needed <= tensors.keys() <= known:
+        if not needed <= values.keys() <= known:
             raise UsageError(
                 "teacher targets",
-                got=", ".join(sorted(tensors)),
+                got=", ".join(sorted(values)),
                 expected=f"{', '.join(sorted(needed))}, and some of {', '.join(sorted(known - needed))}",
             )
-        if tensors["mask"].ndim == 1:
-            tensors = {name: value.unsqueeze(0) for name, value in tensors.items()}
-        values = {name: value for name, value in tensors.items() if name not in NUMBERS}
-        temperatures = tuple(float(number) for number in tensors["temperatures"][0])
-        return cls(temperatures=temperatures, vocabulary_size=int(tensors["vocabulary_size"][0, 0]), **values)
+        if values["mask"].ndim == 1:
+            values = {name: value if name in NUMBERS else value.unsqueeze(0) for name, value in values.items()}
+        return cls(**values)
 
     @classmethod
-    def stack(cls, examples: Sequence[TeacherTargets | Mapping[str, Tensor]]) -> TeacherTargets:
+    def stack(cls, examples: Sequence[TeacherTargets | Mapping[str, Any]]) -> TeacherTargets:
         """One batch of several targets (or of their dictionaries, see ``from_dict``), padded to the longest answer.
 
         Raises:
@@ -152,7 +149,7 @@ class TeacherTargets:
                 "teacher targets",
                 got=f"examples of {len(contents)} kinds",
                 expected="examples made by one teacher for one request",
-                fix="write the cache anew",
+                fix="write the cache again",
             )
         longest = max(part.mask.shape[1] for part in parts)
         columns: dict[str, list[Tensor]] = {name: [] for name in parts[0].tensors()}
@@ -173,15 +170,26 @@ class TeacherTargets:
             self, **{name: value if name in PER_SEQUENCE else value[:, :tokens] for name, value in values.items()}
         )
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TeacherTargets:
+    def to(
+        self,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> TeacherTargets:
         """Move to ``device`` and store log-probabilities as ``dtype`` (float16 halves a cache; see the class).
 
-        ``log_normalizers`` and ``entry_tail`` keep at least float32: two or three numbers a token.
+        ``log_normalizers`` and ``entry_tail`` keep at least float32: two or three numbers a token. Without ``dtype``
+        every tensor keeps its own. A batch carries targets as this object and not as a dictionary: data loaders move
+        it through this method, and nothing that casts the floating tensors of a batch sees it.
         """
         tensors = self.tensors()
         if dtype is not None:
             tensors = {name: _narrow(name, value, dtype) for name, value in tensors.items()}
-        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
+
+    def pin_memory(self) -> TeacherTargets:
+        """Put the tensors into page-locked memory, from which they are copied faster; data loaders call it."""
+        return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
 
 
 def _pad_tokens(value: Tensor, tokens: int) -> Tensor:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import tempfile
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosskd.errors import UsageError
+from crosskd.hashes import cache_directory, known_sha256
 
 logger = logging.getLogger(__name__)
 _FORMAT = 1  # raised when a conversion would come out different
 _VERSIONS = (2, 3)
-
-
-def cache_directory() -> Path:
-    """Where crosskd keeps what it made once: ``$CROSSKD_CACHE``, else ``$XDG_CACHE_HOME/crosskd``."""
-    if chosen := os.environ.get("CROSSKD_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosskd"
 
 
 def convert_gguf(path: Path) -> Path:
@@ -31,7 +23,7 @@ def convert_gguf(path: Path) -> Path:
     A second call with the same bytes returns the same folder without reading the weights. The folder's
     ``crosskd_source.json`` holds the file's name and checksum.
     """
-    checksum = file_sha256(path)
+    checksum = known_sha256(path)
     folder = cache_directory() / "gguf" / f"{path.stem}-{checksum[:16]}-v{_FORMAT}"
     if folder.is_dir():
         return folder
@@ -75,12 +67,3 @@ def _write_plain_model(path: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -30,7 +30,7 @@ from transformers import (
 
 from crosskd.errors import UsageError, did_you_mean
 from crosskd.files import read_json
-from crosskd.models.gguf import cache_directory
+from crosskd.hashes import cache_directory
 from crosskd.models.tiny_tokenizers import TokenizerKind, tiny_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,8 @@ from crosskd.data.quiet import without_progress_bars
 from crosskd.errors import UsageError
 from crosskd.files import read_json, read_jsonl, write_json, write_jsonl
 from crosskd.models.limits import longest_prompt
-from crosskd.models.load import locate
 from crosskd.teacher.backends import AnswerBackend, Decoding
-from crosskd.teacher.identity import check_identity, data_sha256, prompt_sha256, tokenizer_sha256, weights_sha256
+from crosskd.teacher.identity import check_identity, data_sha256, model_fields, prompt_sha256, tokenizer_sha256
 from crosskd.text.prompts import PromptBuilder, PromptStyle
 from crosskd.text.tasks import load_task
 
@@ -83,12 +82,13 @@ class TeacherAnswers:
 
     def identity(self, examples: Dataset, split: str, shard_size: int) -> dict[str, Any]:
         """All that decides what the answers are; the batch size is not part of it (rounding apart)."""
-        location = Path(locate(self.backend.teacher))
+        revision = getattr(self.backend.config, "_commit_hash", None)
         return {
             "teacher": self.backend.teacher,
-            "teacher_revision": getattr(self.backend.config, "_commit_hash", None),
-            "teacher_weights_sha256": weights_sha256(location) if location.is_dir() else None,
+            "teacher_revision": revision,
+            **model_fields(self.backend.teacher, revision),
             "teacher_dtype": self.backend.dtype,
+            "teacher_quantization": self.backend.quantization,
             "backend": self.backend.name,
             "tokenizer_sha256": tokenizer_sha256(self.backend.tokenizer),
             "task": self.task.name,

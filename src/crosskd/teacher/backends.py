@@ -16,6 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from crosskd.errors import UsageError
 from crosskd.evaluation.generation import end_token_ids, first_line, generate_answers
 from crosskd.models.load import LoadedModel, check_language_model, load_tokenizer, locate
+from crosskd.models.quantization import quantization_of
 from crosskd.teacher.sampling import sampled_generation
 
 _LINE_BREAKS = ["\n", "\r"]
@@ -59,6 +60,7 @@ class AnswerBackend(Protocol):
     tokenizer: PreTrainedTokenizerBase
     config: PreTrainedConfig
     dtype: str
+    quantization: str
 
     def answers(
         self,
@@ -87,6 +89,7 @@ class TransformersBackend:
         self.tokenizer = loaded.tokenizer
         self.config = loaded.model.config
         self.dtype = str(loaded.model.dtype).removeprefix("torch.")
+        self.quantization = quantization_of(loaded.model)
         self._model = loaded.model
         self._batch_size = batch_size
 
@@ -143,6 +146,7 @@ class VllmBackend:
         check_language_model(teacher, location, {"trust_remote_code": trust_remote_code})
         self.teacher = teacher
         self.dtype = dtype
+        self.quantization = "none"
         self.config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(teacher, trust_remote_code=trust_remote_code)
         self._ends = _stated_ends(location, self.config, self.tokenizer)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from crosskd.errors import UsageError
-from crosskd.files import read_json, write_json
+from crosskd.files import read_json, write_bytes, write_json
+from crosskd.hashes import file_sha256
 from crosskd.losses.targets import TeacherTargets
 from crosskd.teacher.identity import check_identity
-from crosskd.teacher.shards import Shard, damaged_shards_error, shard_path, shard_problem, write_shard
+from crosskd.teacher.shards import Check, Shard, damaged_shards_error, shard_path, shard_problem, write_shard
+from crosskd.text.alignment import Vocabulary, parse_vocabulary, write_vocabulary
 
 IDENTITY = "identity.json"
+VOCABULARY = "teacher_vocabulary.json.gz"
+_FORMAT = 2  # raised when caches are written in a way that earlier or later versions cannot read
 
 
 @dataclass
@@ -29,6 +33,9 @@ class TargetCache:
         folder: Where it lies.
         identity: What it was made from: teacher, tokenizer, data, prompts, request, dtype, versions, and ``examples``
             and ``shard_size``, which say how many shards there are.
+
+    Methods that align tokens need the texts of the teacher's tokens. The cache keeps them, so that its tokenizer, which
+    may have changed or bring code to run, is not needed again.
     """
 
     folder: Path
@@ -36,37 +43,70 @@ class TargetCache:
     _shards: dict[int, Shard] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def create(cls, folder: Path, identity: Mapping[str, Any]) -> TargetCache:
+    def create(cls, folder: Path, identity: Mapping[str, Any], vocabulary: Vocabulary | None = None) -> TargetCache:
         """Start a cache, or go on with one that has the same identity.
 
+        Args:
+            folder: Where it is written.
+            identity: See the class.
+            vocabulary: The teacher's, where a method that aligns tokens is to be served.
+
         Raises:
-            UsageError: The folder holds a cache made from something else.
+            UsageError: The folder holds a cache made from something else, or by another version.
         """
+        content = None if vocabulary is None else write_vocabulary(vocabulary)
+        checksum = None if content is None else hashlib.sha256(content).hexdigest()
+        identity = {"format": _FORMAT, **identity, "vocabulary_sha256": checksum}
         path = folder / IDENTITY
         if path.is_file():
-            check_identity(read_json(path), identity, f"--output {folder}")
+            made = _read_identity(folder, f"--output {folder}")
+            check_identity(made, identity, f"--output {folder}")
+            identity = made  # what is there may serve more than was asked for now
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, dict(identity))
-        return cls(folder, dict(identity))
+            write_json(path, identity)
+        if content is not None and not _holds(folder / VOCABULARY, checksum):
+            write_bytes(folder / VOCABULARY, content)
+        return cls(folder, identity)
 
     @classmethod
     def open(cls, folder: str | Path) -> TargetCache:
-        """Open a finished cache; every shard's checksum is verified.
+        """Open a finished cache; every shard's checksum is verified, unless the shard did not change since it last was.
+
+        Of several processes on a machine the first verifies, the others look that every shard is there.
 
         Raises:
-            UsageError: No cache is there, its identity is not what `create` wrote, or shards are missing or damaged
-                (named).
+            UsageError: No cache is there, another version wrote it, its identity is not what `create` wrote, or shards
+                are missing or damaged (named).
         """
         folder = Path(folder)
         if not (folder / IDENTITY).is_file():
             raise UsageError(
                 f"--teacher_cache {folder}", got="no cache", expected="a folder written by `crosskd cache`"
             )
-        cache = cls(folder, _checked(read_json(folder / IDENTITY), folder / IDENTITY))
-        if problems := cache.problems():
+        cache = cls(folder, _read_identity(folder, f"--teacher_cache {folder}"))
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if problems := cache.problems(check="known" if first else "presence"):
             raise damaged_shards_error(folder, problems)
         return cache
+
+    def vocabulary(self) -> Vocabulary:
+        """The texts of the teacher's tokens.
+
+        Raises:
+            UsageError: They were not asked for when the cache was made, or their file is missing or damaged.
+        """
+        checksum, path = self.identity.get("vocabulary_sha256"), self.folder / VOCABULARY
+        if checksum is None or not _holds(path, checksum):
+            raise UsageError(
+                f"--teacher_cache {self.folder}",
+                got="no vocabulary of the teacher" if checksum is None else f"{VOCABULARY} is missing or damaged",
+                expected="the texts of the teacher's tokens, which this method aligns",
+                fix="make it again with the method in --methods"
+                if checksum is None
+                else "run the same `crosskd cache` command again with --repair",
+            )
+        return parse_vocabulary(path.read_bytes())
 
     @property
     def shard_count(self) -> int:
@@ -76,7 +116,7 @@ class TargetCache:
     def __len__(self) -> int:
         return int(self.identity["examples"])
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Targets of example ``index`` as `TeacherTargets.from_dict` takes them (B = 1)."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of a cache of {len(self)}")
@@ -89,15 +129,16 @@ class TargetCache:
         """Workers of a data loader open the files themselves."""
         return {**self.__dict__, "_shards": {}}
 
-    def problems(self, part: tuple[int, int] = (1, 1)) -> dict[int, str]:
-        """Shards that are missing, unfinished or damaged, and which of these; every file's checksum is computed.
+    def problems(self, part: tuple[int, int] = (1, 1), check: Check = "read") -> dict[int, str]:
+        """Shards that are missing, unfinished or damaged, and which of these.
 
         Args:
             part: ``(i, n)``: look at those of process i of n only, counted from 1; shard s is written by s mod n + 1.
+            check: How closely; see `shard_problem`.
         """
         own = range(part[0] - 1, self.shard_count, part[1])
-        told = {index: shard_problem(shard_path(self.folder, index)) for index in own}
-        return {index: problem for index, problem in told.items() if problem is not None}
+        found = {index: shard_problem(shard_path(self.folder, index), check) for index in own}
+        return {index: problem for index, problem in found.items() if problem is not None}
 
     def fill(
         self,
@@ -111,12 +152,12 @@ class TargetCache:
         Args:
             capture: Gives the targets of a range of examples.
             problems: What `problems` found.
-            repair: Write damaged shards anew too, instead of refusing to go on.
+            repair: Write damaged shards again too, instead of refusing to go on.
 
         Raises:
             UsageError: A damaged shard, without ``repair``.
         """
-        damaged = {index: told for index, told in problems.items() if told == "damaged"}
+        damaged = {index: problem for index, problem in problems.items() if problem == "damaged"}
         if damaged and not repair:
             raise damaged_shards_error(self.folder, damaged)
         for index in problems:
@@ -126,6 +167,8 @@ class TargetCache:
         """Delete what killed writers left behind; only where no other process writes to the folder."""
         for left in self.folder.glob(".writing-*"):
             shutil.rmtree(left)
+        for left in self.folder.glob(".*.part"):
+            left.unlink()
 
     def examples_of(self, shard: int) -> range:
         """The examples whose targets a shard holds."""
@@ -133,14 +176,26 @@ class TargetCache:
         return range(shard * size, min((shard + 1) * size, len(self)))
 
 
-def _checked(identity: dict[str, Any], path: Path) -> dict[str, Any]:
+def _read_identity(folder: Path, what: str) -> dict[str, Any]:
     """An identity that says how many shards there are and whose they are."""
+    identity = read_json(folder / IDENTITY)
+    if identity.get("format") != _FORMAT:
+        raise UsageError(
+            what,
+            got=f"a cache of format {identity.get('format', 1)}",
+            expected=f"format {_FORMAT}",
+            fix="make it again: the same `crosskd cache` command with --overwrite",
+        )
     sizes = [identity.get(name) for name in ("examples", "shard_size")]
     whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
     if not whole or not isinstance(identity.get("teacher"), str):
         raise UsageError(
-            f"{path} does not say what the cache holds",
+            f"{folder / IDENTITY} does not say what the cache holds",
             expected="the examples, shard_size and teacher that `crosskd cache` wrote",
             fix="write the cache again",
         )
     return identity
+
+
+def _holds(path: Path, checksum: str | None) -> bool:
+    return path.is_file() and file_sha256(path) == checksum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from datasets import Dataset
 from crosskd import __version__
 from crosskd.losses.targets import TargetRequest, TeacherTargets
 from crosskd.models.limits import context_length
-from crosskd.models.load import LoadedModel, locate
+from crosskd.models.load import LoadedModel
 from crosskd.models.quantization import quantization_of
 from crosskd.teacher.capture import capture_targets
-from crosskd.teacher.identity import data_sha256, prompt_sha256, request_fields, tokenizer_sha256, weights_sha256
+from crosskd.teacher.identity import data_sha256, model_fields, prompt_sha256, request_fields, tokenizer_sha256
 from crosskd.text.prompts import PromptBuilder, PromptStyle
 from crosskd.text.sides import Side, supervised_answer
 from crosskd.text.tasks import load_task
@@ -78,11 +77,11 @@ class TeacherRun:
         self, examples: Dataset, request: TargetRequest, dtype: torch.dtype, shard_size: int
     ) -> dict[str, Any]:
         """All that decides what a cache of these targets holds; see `crosskd.teacher.identity`."""
-        location = Path(locate(self.loaded.name))
+        revision = getattr(self.loaded.model.config, "_commit_hash", None)
         return {
             "teacher": self.loaded.name,
-            "teacher_revision": getattr(self.loaded.model.config, "_commit_hash", None),
-            "teacher_weights_sha256": weights_sha256(location) if location.is_dir() else None,
+            "teacher_revision": revision,
+            **model_fields(self.loaded.name, revision),
             "teacher_dtype": str(self.loaded.model.dtype),
             "teacher_quantization": quantization_of(self.loaded.model),
             "tokenizer_sha256": tokenizer_sha256(self.loaded.tokenizer),

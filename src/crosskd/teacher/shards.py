@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from crosskd.errors import UsageError
 from crosskd.files import write_text
+from crosskd.hashes import file_sha256, known_sha256
 from crosskd.losses.target_types import NUMBERS, PER_SEQUENCE, TeacherTargets
-from crosskd.models.gguf import file_sha256
 
+Check = Literal["read", "known", "presence"]
 _OFFSETS = "token_offsets"  # (n + 1,) int64: the tokens of example i are offsets[i] to offsets[i + 1]
+_NUMBERS = "numbers"  # key of the file's metadata: `NUMBERS` as JSON, which gives every float back as it was
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -26,30 +29,39 @@ def shard_path(folder: Path, index: int) -> Path:
 
 def write_shard(path: Path, examples: Sequence[TeacherTargets]) -> None:
     """Write targets (B = 1 each) with their tokens end to end, then the checksum that says the shard is whole."""
-    rows = [example.to_dict() for example in examples]
+    rows = [example.tensors() for example in examples]
     lengths = torch.tensor([0, *(row["mask"].shape[1] for row in rows)])
     tensors = {_OFFSETS: lengths.cumsum(0)}
     for name in rows[0]:
         if name == "mask":
             continue  # every token between two offsets is an answer token
-        per_sequence = name in (*PER_SEQUENCE, *NUMBERS)
-        tensors[name] = torch.cat([row[name] if per_sequence else row[name][0] for row in rows]).contiguous()
+        tensors[name] = torch.cat([row[name] if name in PER_SEQUENCE else row[name][0] for row in rows]).contiguous()
+    numbers = json.dumps({name: getattr(examples[0], name) for name in NUMBERS})
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as temporary:
         unfinished = Path(temporary) / path.name
-        save_file(tensors, unfinished)
+        save_file(tensors, unfinished, metadata={_NUMBERS: numbers})
         checksum = file_sha256(unfinished)
         unfinished.chmod(0o644)
         unfinished.replace(path)
     write_text(_checksum_path(path), checksum + "\n")
 
 
-def shard_problem(path: Path) -> str | None:
-    """What is wrong with a shard: ``"missing"``, ``"unfinished"`` or ``"damaged"``; None where it is whole."""
+def shard_problem(path: Path, check: Check = "read") -> str | None:
+    """What is wrong with a shard: ``"missing"``, ``"unfinished"`` or ``"damaged"``; None where it is whole.
+
+    Args:
+        path: The shard.
+        check: ``"read"`` computes its checksum, ``"known"`` only if the file changed since that was last done (see
+            `known_sha256`), ``"presence"`` looks that it is there.
+    """
     if not path.is_file():
         return "missing"
     if not _checksum_path(path).is_file():
         return "unfinished"
-    return None if file_sha256(path) == _checksum_path(path).read_text().strip() else "damaged"
+    if check == "presence":
+        return None
+    checksum = file_sha256(path) if check == "read" else known_sha256(path)
+    return None if checksum == _checksum_path(path).read_text().strip() else "damaged"
 
 
 class Shard:
@@ -58,18 +70,19 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
         self._names = [name for name in self._file.keys() if name != _OFFSETS]  # noqa: SIM118 - not a mapping
+        numbers = json.loads(self._file.metadata()[_NUMBERS])
+        self._numbers = {**numbers, "temperatures": tuple(numbers["temperatures"])}
         self._offsets: list[int] = self._file.get_tensor(_OFFSETS).tolist()
         self._slices = {name: self._file.get_slice(name) for name in self._names}
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         start, end = self._offsets[index], self._offsets[index + 1]
-        row: dict[str, Tensor] = {"mask": torch.ones(1, end - start, dtype=torch.bool)}
+        row: dict[str, Any] = {"mask": torch.ones(1, end - start, dtype=torch.bool), **self._numbers}
         for name, values in self._slices.items():
-            per_sequence = name in (*PER_SEQUENCE, *NUMBERS)
-            row[name] = values[index : index + 1] if per_sequence else values[start:end][None]
+            row[name] = values[index : index + 1] if name in PER_SEQUENCE else values[start:end][None]
         return row
 
 
@@ -85,5 +98,5 @@ def damaged_shards_error(folder: Path, problems: dict[int, str]) -> UsageError:
         got=told,
         expected="whole shards",
         fix="run the same `crosskd cache` command again: with --resume it adds what is missing, with --repair it also "
-        "writes damaged shards anew",
+        "writes damaged shards again",
     )

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crosskd.errors import UsageError
+from crosskd.hashes import cache_directory
 from crosskd.text.alignment import ROLES, Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def vocabulary_map(
 
 
 def load_vocabulary_map(
-    student_tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase,
+    student_tokenizer: PreTrainedTokenizerBase | Vocabulary,
+    teacher_tokenizer: PreTrainedTokenizerBase | Vocabulary,
     *,
     cutoff: float = DEFAULT_CUTOFF,
     folder: Path | None = None,
@@ -103,11 +104,10 @@ def load_vocabulary_map(
     """Give the vocabulary map of two tokenizers from the user's cache, computing it the first time.
 
     Args:
-        student_tokenizer: A tokenizer of transformers.
-        teacher_tokenizer: A tokenizer of transformers.
+        student_tokenizer: A tokenizer of transformers, or what :func:`read_vocabulary` read of one.
+        teacher_tokenizer: The same for the teacher.
         cutoff: As in :func:`vocabulary_map`.
-        folder: Where maps are kept; default ``vocabulary_maps`` in ``$CROSSKD_CACHE``, else in
-            ``$XDG_CACHE_HOME/crosskd`` (``~/.cache/crosskd`` without either). A
+        folder: Where maps are kept; default ``vocabulary_maps`` in the user's cache directory. A
             file is named by the contents of both vocabularies, so that a changed tokenizer gets a new map. A folder
             that cannot be written costs the computation each time, with a warning.
         workers: Threads; -1 for all.
@@ -115,9 +115,9 @@ def load_vocabulary_map(
     Returns:
         Long tensor (V_t,) of student ids, -1 for no match.
     """
-    student, teacher = read_vocabulary(student_tokenizer), read_vocabulary(teacher_tokenizer)
-    path = (folder or _cache_folder()) / f"{_identity(student, teacher, cutoff)}.safetensors"
-    with suppress(OSError, SafetensorError, KeyError):  # absent or damaged: computed anew
+    student, teacher = _vocabulary_of(student_tokenizer), _vocabulary_of(teacher_tokenizer)
+    path = (folder or cache_directory() / "vocabulary_maps") / f"{_identity(student, teacher, cutoff)}.safetensors"
+    with suppress(OSError, SafetensorError, KeyError):  # absent or damaged: computed again
         kept = load_file(path)["student_ids"].long()
         if kept.shape == (len(teacher.pieces),):
             return kept
@@ -242,10 +242,8 @@ def _identity(student: Vocabulary, teacher: Vocabulary, cutoff: float) -> str:
     return digest.hexdigest()
 
 
-def _cache_folder() -> Path:
-    chosen, shared = os.environ.get("CROSSKD_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    cache = Path(chosen) if chosen else Path(shared or Path.home() / ".cache") / "crosskd"
-    return cache / "vocabulary_maps"
+def _vocabulary_of(tokenizer: PreTrainedTokenizerBase | Vocabulary) -> Vocabulary:
+    return tokenizer if isinstance(tokenizer, Vocabulary) else read_vocabulary(tokenizer)
 
 
 def _keep(student_ids: Tensor, path: Path) -> None:

@@ -7,25 +7,23 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from crosskd.losses.mined import MinED
-from crosskd.text.alignment import align_by_warping, align_tokens, read_vocabulary
+from crosskd.text.alignment import Vocabulary, align_by_warping, align_tokens, read_vocabulary
 from crosskd.text.vocabulary_map import load_vocabulary_map
 
 TokenAligner = Callable[[Sequence[int], Sequence[int]], list[int]]
 
 
-def for_tokenizers(
-    method: MinED, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
-) -> tuple[MinED, TokenAligner]:
+def for_tokenizers(method: MinED, student: PreTrainedTokenizerBase, teacher: Vocabulary) -> tuple[MinED, TokenAligner]:
     """The method with its vocabulary map, and what aligns the tokens of two answers.
 
     The map is computed once per pair of tokenizers and kept in the user's cache directory.
     """
-    student_vocabulary, teacher_vocabulary = read_vocabulary(student), read_vocabulary(teacher)
-    table = load_vocabulary_map(student, teacher, cutoff=method.edit_distance_cutoff)
+    vocabulary = read_vocabulary(student)
+    table = load_vocabulary_map(vocabulary, teacher, cutoff=method.edit_distance_cutoff)
     nearest = table.tolist()
 
     def align(student_ids: Sequence[int], teacher_ids: Sequence[int]) -> list[int]:
-        student_texts, teacher_texts = student_vocabulary.texts(student_ids), teacher_vocabulary.texts(teacher_ids)
+        student_texts, teacher_texts = vocabulary.texts(student_ids), teacher.texts(teacher_ids)
         if method.alignment == "strict":
             return align_tokens(student_texts, teacher_texts)
 

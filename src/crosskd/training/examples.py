@@ -140,7 +140,7 @@ class DistillationCollator:
                 [r["teacher_prompt_ids"] for r in rows], [r["teacher_answer_ids"] for r in rows], self.teacher_pad_id
             )
         if self.cache is not None and rows[0].get("index", -1) >= 0:
-            batch["targets"] = TeacherTargets.stack([self.cache[row["index"]] for row in rows]).to_dict()
+            batch["targets"] = TeacherTargets.stack([self.cache[row["index"]] for row in rows])
         if self.align is not None and "teacher_answer_ids" in rows[0]:
             batch["alignment"] = self._alignment(rows, batch["labels"])
         return batch
@@ -155,10 +155,14 @@ class DistillationCollator:
         answer = row["student_answer_ids"]
         return answer[:-1] if answer[-1] == self.student_end_id else answer
 
+    def _teacher_answer(self, row: Mapping[str, Any]) -> Sequence[int]:
+        """The answer in the teacher's tokens: its own, or those that the cache kept."""
+        return row["teacher_answer_ids"] if self.cache is None else self.cache[row["index"]]["answer_ids"][0].tolist()
+
     def _alignment(self, rows: Sequence[Mapping[str, Any]], labels: Tensor) -> Tensor:
         assert self.align is not None
         alignment = torch.full_like(labels, -1)
         for i, row in enumerate(rows):
-            pairs = self.align(self._distilled(row), row["teacher_answer_ids"])
+            pairs = self.align(self._distilled(row), self._teacher_answer(row))
             alignment[i, : len(pairs)] = torch.tensor(pairs, dtype=torch.long)
         return alignment

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,23 @@ from crosskd.losses.base import DistillationMethod
 from crosskd.losses.targets import TargetRequest
 from crosskd.models.limits import context_length
 from crosskd.models.load import LoadedModel, load_model, load_tokenizer, locate
+from crosskd.models.quantization import quantization_of
 from crosskd.teacher.cache import TargetCache
-from crosskd.teacher.identity import check_identity, data_sha256, prompt_sha256, request_fields, weights_sha256
+from crosskd.teacher.identity import (
+    check_identity,
+    data_sha256,
+    model_fields,
+    prompt_sha256,
+    request_fields,
+    tokenizer_sha256,
+)
+from crosskd.text.alignment import Vocabulary, read_vocabulary
 from crosskd.text.prompts import PromptBuilder
 from crosskd.text.sides import Side
 from crosskd.text.tasks import load_task
 from crosskd.training.config import DistillationConfig
 
+logger = logging.getLogger(__name__)
 ModelSource = str | Path | LoadedModel | PreTrainedModel
 
 
@@ -33,7 +45,8 @@ class Participants:
         teacher: A live teacher, or None.
         cache: What a teacher left, or None.
         teacher_name: What the teacher is called in records; None without one.
-        sides: How the student, and the teacher where its tokens are needed, read an example.
+        sides: How the student, and a live teacher, read an example.
+        teacher_fields: What is known of a teacher that was named beside a cache, as identity fields.
     """
 
     student: LoadedModel
@@ -41,11 +54,13 @@ class Participants:
     cache: TargetCache | None
     teacher_name: str | None
     sides: tuple[Side, ...]
+    teacher_fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    @property
-    def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The teacher's tokenizer, where its tokens are needed."""
-        return self.sides[1].builder.tokenizer if len(self.sides) > 1 else None
+    def teacher_vocabulary(self) -> Vocabulary:
+        """The texts of the teacher's tokens: read of a live teacher's tokenizer, or kept by the cache."""
+        if self.cache is not None:
+            return self.cache.vocabulary()
+        return read_vocabulary(self.sides[1].builder.tokenizer)
 
 
 def gather_participants(
@@ -76,9 +91,8 @@ def gather_participants(
         return Participants(loaded, None, None, None, tuple(sides))
     if cache is not None:
         named = _name_of(teacher) or str(cache.identity["teacher"])
-        if method.needs_alignment:
-            sides.append(_side("teacher", config, None, tokenizers[1] or load_tokenizer(named)))
-        return Participants(loaded, None, cache, named, tuple(sides))
+        fields = {} if teacher is None else _fields_of(teacher, tokenizers[1])
+        return Participants(loaded, None, cache, named, tuple(sides), fields)
     if teacher is None:
         raise UsageError(
             "--teacher",
@@ -108,24 +122,51 @@ def check_cache(
         "teacher_prompt_style": config.teacher_prompt_style,
         "supervision": config.supervision,
         **request_fields(request),
+        **participants.teacher_fields,
     }
-    wanted |= _teacher_fields(participants, config)
+    if config.teacher_max_length is not None:
+        wanted["teacher_max_length"] = config.teacher_max_length
     if examples is not None:
         wanted["data_sha256"] = data_sha256(examples, config.supervision)
     check_identity(cache.identity, wanted, f"--teacher_cache {cache.folder}")
 
 
-def _teacher_fields(participants: Participants, config: DistillationConfig) -> dict[str, Any]:
-    """What is known of the teacher beside a cache: the model that the user names, and how long its prompts may be."""
+def check_teacher_flags(cache: str | Path, dtype: str, quantization: str) -> None:
+    """Refuse a cache whose teacher had another number format than the flags say; their defaults say nothing.
+
+    Args:
+        cache: The folder.
+        dtype: ``--teacher_dtype``; ``"auto"`` takes what the cache was made with.
+        quantization: ``--teacher_quantization``; ``"none"`` likewise.
+    """
+    wanted: dict[str, Any] = {} if dtype == "auto" else {"teacher_dtype": f"torch.{dtype}"}
+    wanted |= {} if quantization == "none" else {"teacher_quantization": quantization}
+    if wanted:
+        check_identity(TargetCache.open(cache).identity, wanted, f"--teacher_cache {cache}")
+
+
+def _fields_of(teacher: ModelSource, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """What can be seen of a teacher that is named beside a cache, without loading its weights or running its code."""
     fields: dict[str, Any] = {}
-    if config.teacher_max_length is not None:
-        fields["teacher_max_length"] = config.teacher_max_length
-    named = participants.teacher_name
-    if named is not None and participants.cache is not None and named != participants.cache.identity["teacher"]:
-        folder = Path(locate(named))
-        weights = weights_sha256(folder) if folder.is_dir() else None
-        fields |= {"teacher_weights_sha256": weights} if weights else {"teacher": named}
-    return fields
+    if isinstance(teacher, LoadedModel):
+        tokenizer = teacher.tokenizer
+        quantization = quantization_of(teacher.model)
+        fields = {"teacher_dtype": str(teacher.model.dtype), "teacher_quantization": quantization}
+    if (name := _name_of(teacher)) is not None:
+        files = {field: value for field, value in model_fields(name).items() if value is not None}
+        fields |= {"teacher": name, **files}
+        if "teacher_weights_sha256" not in files:
+            logger.warning("the weights of %s are not on this machine: the cache is compared with its name", name)
+        tokenizer = tokenizer or _readable_tokenizer(name)
+    return fields if tokenizer is None else {**fields, "tokenizer_sha256": tokenizer_sha256(tokenizer)}
+
+
+def _readable_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    try:
+        return load_tokenizer(name)
+    except UsageError as error:
+        logger.warning("the tokenizer of %s is not compared with the cache's: %s", name, error)
+        return None
 
 
 def _side(

@@ -92,9 +92,9 @@ class DistillationTrainer(ResumableTrainer):
         self._train_examples = as_dataset(train_dataset, args)
         check_cache(args, self.participants, self.method.request(), self._text_examples)
         aligner = None
-        if isinstance(self.method, MinED) and self.participants.teacher_tokenizer is not None:
+        if isinstance(self.method, MinED):
             tokenizer = self.participants.student.tokenizer
-            self.method, aligner = for_tokenizers(self.method, tokenizer, self.participants.teacher_tokenizer)
+            self.method, aligner = for_tokenizers(self.method, tokenizer, self.participants.teacher_vocabulary())
         super().__init__(
             model=trained_model(self.participants.student.model, args),
             args=args,
@@ -170,7 +170,7 @@ class DistillationTrainer(ResumableTrainer):
         if request is None:
             return None
         if "targets" in inputs:
-            return TeacherTargets.from_dict(inputs["targets"])
+            return inputs["targets"].to(inputs["labels"].device)
         assert self.teacher_model is not None
         labels = inputs["teacher"]["labels"]
         with torch.no_grad():
