@@ -68,9 +68,14 @@ class AnswerArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("answer", DESCRIPTION, [AnswerArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Answer what is not answered yet, and assemble the data set."""
-    (arguments,) = VerbParser("answer", DESCRIPTION, [AnswerArguments]).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     for flag in ("batch_size", "shard_size", "tensor_parallel_size"):
         if getattr(arguments, flag) < 1:

@@ -71,9 +71,14 @@ class CacheArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("cache", DESCRIPTION, [CacheArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Capture the targets of every example that the cache does not hold yet."""
-    (arguments,) = VerbParser("cache", DESCRIPTION, [CacheArguments]).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     part = parse_part(arguments.shard)
     examples = supervised_examples(load_examples(arguments.data, arguments.split), arguments.supervision)

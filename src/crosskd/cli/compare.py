@@ -47,9 +47,14 @@ class CompareArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace an existing file"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("compare", DESCRIPTION, [CompareArguments], positional=("runs",))]
+
+
 def run(words: Sequence[str]) -> None:
     """Compare, show, and write if asked."""
-    (arguments,) = VerbParser("compare", DESCRIPTION, [CompareArguments], positional=("runs",)).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     if arguments.examples < 0:
         raise UsageError("--examples", got=arguments.examples, expected="at least 0")

@@ -28,8 +28,6 @@ def start_logging() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_warning()
-    # it tells on import, in warnings, which of its kernels a processor lacks
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     datasets_logging.disable_progress_bar()
 
 

@@ -50,9 +50,14 @@ FULL = Size(train=240, validation=60)
 QUICK = Size(train=32, validation=12)
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("demo", DESCRIPTION, [DemoArguments], epilog=EPILOG)]
+
+
 def run(words: Sequence[str]) -> None:
     """Run the steps that are not finished, then show the table and the report."""
-    (arguments,) = VerbParser("demo", DESCRIPTION, [DemoArguments], epilog=EPILOG).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     started = time.monotonic()
     teacher, student = find_demo_models()

@@ -72,13 +72,16 @@ class DistillArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what output_dir holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    inherited = {item.name for item in fields(TrainingArguments)}
+    types = [DistillArguments, DistillationConfig]
+    return [VerbParser("distill", DESCRIPTION, types, hidden=inherited - _SHOWN, epilog=EPILOG)]
+
+
 def run(words: Sequence[str]) -> None:
     """Train, and save the student."""
-    inherited = {item.name for item in fields(TrainingArguments)}
-    parser = VerbParser(
-        "distill", DESCRIPTION, [DistillArguments, DistillationConfig], hidden=inherited - _SHOWN, epilog=EPILOG
-    )
-    arguments, config = parser.parse(words)
+    arguments, config = parsers()[0].parse(words)
     start_logging()
     folder = Path(str(config.output_dir))
     first = config.process_index == 0  # of several processes one looks after the folder, before the others write

@@ -25,11 +25,14 @@ class EnvArguments:
     json: bool = field(default=False, metadata={"help": "print JSON, for a bug report or a script"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("env", "Show versions, machine, and what crosskd finds there.", [EnvArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Print what this machine is and has."""
-    (arguments,) = VerbParser("env", "Show versions, machine, and what crosskd finds there.", [EnvArguments]).parse(
-        words
-    )
+    (arguments,) = parsers()[0].parse(words)
     facts = {**package_versions(), **describe_machine(), **_found()}
     if arguments.json:
         output.print_json(json.dumps(facts))

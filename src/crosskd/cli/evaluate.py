@@ -65,9 +65,14 @@ class EvaluateArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("evaluate", DESCRIPTION, [EvaluateArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Answer, score, write, and show the scores."""
-    (arguments,) = VerbParser("evaluate", DESCRIPTION, [EvaluateArguments]).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     task = load_task(arguments.task)
     examples = load_examples(arguments.data, arguments.split)

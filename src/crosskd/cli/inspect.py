@@ -55,10 +55,14 @@ class InspectArguments:
     json: bool = field(default=False, metadata={"help": "print JSON, for a script"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("inspect", DESCRIPTION, [InspectArguments], positional=("teacher", "student"))]
+
+
 def run(words: Sequence[str]) -> None:
     """Compare, estimate, warn, and print it all."""
-    parser = VerbParser("inspect", DESCRIPTION, [InspectArguments], positional=("teacher", "student"))
-    (arguments,) = parser.parse(words)
+    (arguments,) = parsers()[0].parse(words)
     if arguments.limit < 1:
         raise UsageError("--limit", got=arguments.limit, expected="an integer of at least 1")
     start_logging()

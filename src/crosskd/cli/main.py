@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # chosen before torch and transformers are imported by a verb
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft imports it where it is installed, and it then warns of kernels that a CPU lacks
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview())
         return 0
@@ -63,6 +66,10 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     try:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
+        # a verb takes seconds to import: help and typing mistakes need not wait for it
+        from crosskd.cli.parsing import check_early
+
+        check_early(verb, words)
         importlib.import_module(f"crosskd.cli.{verb}").run(words)
     except UsageError as error:
         sys.stderr.write(f"crosskd {verb}: error: {error}\n")

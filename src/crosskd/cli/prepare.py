@@ -56,9 +56,14 @@ class PrepareArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("prepare", DESCRIPTION, [PrepareArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Prepare the examples, write them, and show what was kept and dropped."""
-    (arguments,) = VerbParser("prepare", DESCRIPTION, [PrepareArguments]).parse(_with_one_map(words))
+    (arguments,) = parsers()[0].parse(_with_one_map(words))
     start_logging()
     check_output_folder(arguments.output, overwrite=arguments.overwrite)
     _check_apart(arguments.data, arguments.output)

@@ -31,9 +31,14 @@ class ReportArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace an existing file"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("report", DESCRIPTION, [ReportArguments], positional=("runs",))]
+
+
 def run(words: Sequence[str]) -> None:
     """Write the page and say where it is."""
-    (arguments,) = VerbParser("report", DESCRIPTION, [ReportArguments], positional=("runs",)).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     path = Path(arguments.output)
     if path.exists() and not arguments.overwrite:
