@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from crosskd.cli.console import output, progress, start_logging
+from crosskd.cli.console import progress, say, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples, load_splits
@@ -95,7 +95,7 @@ def run(words: Sequence[str]) -> None:
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
     answers = AnswerFolder.open(folder, identity)
     if answers.finished:
-        output.print(f"{folder} is whole already")
+        say(f"{folder} is whole already")
         return
     _fill(answers, teacher, examples)
     summary = answers.assemble(load_splits(arguments.data), arguments.format, Path(arguments.data))
@@ -143,4 +143,4 @@ def _tell(summary: dict[str, Any], folder: Path) -> None:
     empty = summary["empty_answers"]
     if empty:
         logger.warning("%d of %d answers are empty: training and caches leave them out", empty, summary["examples"])
-    output.print(f"{summary['examples']} examples of {summary['split']} answered in {folder}")
+    say(f"{summary['examples']} examples of {summary['split']} answered in {folder}")

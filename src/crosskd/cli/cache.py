@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from crosskd.cli.console import output, progress, start_logging
+from crosskd.cli.console import progress, say, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
@@ -117,7 +117,7 @@ def run(words: Sequence[str]) -> None:
     if part == (1, 1):
         cache.remove_leftovers()
     size = sum(path.stat().st_size for path in folder.iterdir())
-    output.print(f"{len(problems)} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
+    say(f"{len(problems)} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
 
 
 def merged_request(arguments: CacheArguments) -> TargetRequest:

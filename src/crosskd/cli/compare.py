@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import output, say_json, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
 from crosskd.evaluation.compare import open_evaluation, pair_evaluations
@@ -65,7 +64,7 @@ def run(words: Sequence[str]) -> None:
         write_text(path, WRITERS[ending](comparison))
     headline = next(iter(comparison.differences[0]))
     if arguments.json:
-        output.print_json(json.dumps(comparison_record(comparison, headline, arguments.examples)))
+        say_json(comparison_record(comparison, headline, arguments.examples))
         return
     output.print(comparison_table(comparison))
     if arguments.examples:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import output, say, start_logging
 from crosskd.cli.demo_models import find_demo_models
 from crosskd.cli.parsing import VerbParser
 from crosskd.cli.steps import Step, run_step
@@ -68,10 +68,8 @@ def run(words: Sequence[str]) -> None:
         Evaluation.load(folder / "scores" / name) for name in ("teacher", "untouched", "sft", "multilevel_ot")
     ]
     output.print(results_table(evaluations))
-    output.print(f"report: {(folder / 'report.html').resolve()}")
-    output.print(
-        f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot"
-    )
+    say(f"report: {(folder / 'report.html').resolve()}")
+    say(f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot")
 
 
 def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int) -> list[Step]:

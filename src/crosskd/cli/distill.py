@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
 from crosskd.errors import UsageError
@@ -98,7 +98,7 @@ def run(words: Sequence[str]) -> None:
     trainer.save_model()
     trainer.save_state()
     if first:
-        output.print(f"student: {folder}")
+        say(f"student: {folder}")
 
 
 def build_trainer(arguments: DistillArguments, config: DistillationConfig) -> DistillationTrainer:

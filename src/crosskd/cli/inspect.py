@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import say_json, start_logging
 from crosskd.cli.inspect_costs import cache_sizes, estimate_time, model_facts, read_config
 from crosskd.cli.inspect_tables import show
 from crosskd.cli.parsing import VerbParser
@@ -68,7 +67,7 @@ def run(words: Sequence[str]) -> None:
     start_logging()
     findings = inspect(arguments)
     if arguments.json:
-        output.print_json(json.dumps(findings))
+        say_json(findings)
     else:
         show(findings)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from crosskd.errors import Terminated, UsageError, did_you_mean
+from crosskd.errors import Terminated, UsageError, did_you_mean, visible
 
 VERBS = {
     "demo": "distil a real small model end to end, on this machine",
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminated_by_signal():
             return run_verb(words[0], words[1:])
     except KeyboardInterrupt as interrupt:
-        sys.stderr.write(f"crosskd {words[0]}: {str(interrupt) or _how_to_go_on(words)}\n")
+        sys.stderr.write(f"crosskd {words[0]}: {visible(str(interrupt)) or _how_to_go_on(words)}\n")
         return 143 if isinstance(interrupt, Terminated) else 130
 
 
@@ -72,7 +72,7 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
         check_early(verb, words)
         importlib.import_module(f"crosskd.cli.{verb}").run(words)
     except UsageError as error:
-        sys.stderr.write(f"crosskd {verb}: error: {error}\n")
+        sys.stderr.write(f"crosskd {verb}: error: {visible(str(error))}\n")
         return 2
     return 0
 

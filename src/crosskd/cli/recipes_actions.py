@@ -11,7 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import output, say, start_logging
 from crosskd.cli.recipes import CopyArguments, ListArguments, RunArguments, ShowArguments
 from crosskd.cli.recipes_run import RunSettings, run_recipe
 from crosskd.errors import UsageError, did_you_mean
@@ -70,7 +70,7 @@ def copy(arguments: CopyArguments) -> None:
         raise UsageError(f"--output {path}", got="a folder", expected="a file, such as recipe.yaml")
     if path.exists() and not arguments.overwrite:
         raise UsageError(f"--output {path}", got="a file that exists", fix="give --overwrite, or another name")
-    output.print(f"recipe: {write_text(path, text)}", soft_wrap=True)
+    say(f"recipe: {write_text(path, text)}")
 
 
 def run_whole(arguments: RunArguments) -> None:
@@ -92,9 +92,7 @@ def run_whole(arguments: RunArguments) -> None:
     )
     output.print(run_recipe(recipe, settings, resume=arguments.resume, overwrite=arguments.overwrite))
     if settings.is_shortened:
-        output.print(
-            "Do not compare these scores: models, examples, steps or answers of this run were not the recipe's."
-        )
+        say("Do not compare these scores: models, examples, steps or answers of this run were not the recipe's.")
 
 
 DO: dict[str, Callable[[Any], None]] = {"list": show_list, "show": show, "copy": copy, "run": run_whole}

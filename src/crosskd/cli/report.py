@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
 from crosskd.report.build import TABLES, build_report, build_tables
@@ -47,4 +47,4 @@ def run(words: Sequence[str]) -> None:
         build_tables(arguments.runs, path)
     else:
         build_report(arguments.runs, path, title=arguments.title, baseline=arguments.baseline)
-    output.print(f"report: {path.resolve()}")
+    say(f"report: {path.resolve()}")
