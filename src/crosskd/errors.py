@@ -35,6 +35,10 @@ class UsageError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class TrainingFailed(RuntimeError):
+    """Training cannot go on, and not by bad input: the command line prints it as one line and exits with code 1."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived (a preempted job, `kill`): handled as Ctrl-C is, but the exit code is 143.
 

@@ -20,6 +20,7 @@ from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.teacher.answers import AnswerFolder, TeacherAnswers
 from crosskd.teacher.backends import AnswerBackend, Decoding, TransformersBackend, VllmBackend
+from crosskd.text.tasks import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ class AnswerArguments:
     output: str = field(metadata={"help": "folder to write"})
     split: str = field(default="train", metadata={"help": "split to answer; the others are copied"})
     task: str = field(default="qa", metadata={"help": "name of a task, or a YAML file with one of your own"})
-    number_few_shot: int = field(default=5, metadata={"help": "examples in the prompt"})
+    number_few_shot: int | None = field(
+        default=None, metadata={"help": "examples in the prompt; default: 5, or as many as the task has"}
+    )
     prompt_style: Literal["auto", "plain", "chat"] = field(
         default="auto", metadata={"help": "auto takes the chat template where there is one"}
     )
@@ -77,6 +80,7 @@ def run(words: Sequence[str]) -> None:
     """Answer what is not answered yet, and assemble the data set."""
     (arguments,) = parsers()[0].parse(words)
     start_logging()
+    shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     for flag in ("batch_size", "shard_size", "tensor_parallel_size"):
         if getattr(arguments, flag) < 1:
             raise UsageError(f"--{flag}", got=getattr(arguments, flag), expected="at least 1")
@@ -87,7 +91,7 @@ def run(words: Sequence[str]) -> None:
         _backend(arguments),
         arguments.task,
         decoding,
-        number_few_shot=arguments.number_few_shot,
+        number_few_shot=shots,
         prompt_style=arguments.prompt_style,
         max_length=arguments.max_length,
     )

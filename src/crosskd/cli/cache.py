@@ -23,6 +23,7 @@ from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.teacher.cache import TargetCache
 from crosskd.teacher.run import TeacherRun
+from crosskd.text.tasks import load_task
 
 DESCRIPTION = """Run the teacher once over prompts and answers, and keep what the losses need: about 110 bytes an answer
 token for MultiLevelOT. `crosskd distill --teacher_cache DIR` then trains without loading the teacher."""
@@ -41,7 +42,9 @@ class CacheArguments:
     supervision: Literal["labels", "teacher"] = field(
         default="labels", metadata={"help": "whose answers: the data's labels, or the teacher's own"}
     )
-    number_few_shot: int = field(default=5, metadata={"help": "examples in the prompt"})
+    number_few_shot: int | None = field(
+        default=None, metadata={"help": "examples in the prompt; default: 5, or as many as the task has"}
+    )
     teacher_prompt_style: Literal["auto", "plain", "chat"] = field(
         default="auto", metadata={"help": "auto takes the chat template where there is one"}
     )
@@ -80,6 +83,7 @@ def run(words: Sequence[str]) -> None:
     """Capture the targets of every example that the cache does not hold yet."""
     (arguments,) = parsers()[0].parse(words)
     start_logging()
+    shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     part = parse_part(arguments.shard)
     examples = supervised_examples(load_examples(arguments.data, arguments.split), arguments.supervision)
     request = merged_request(arguments)
@@ -97,7 +101,7 @@ def run(words: Sequence[str]) -> None:
     teacher = TeacherRun(
         loaded,
         arguments.task,
-        number_few_shot=arguments.number_few_shot,
+        number_few_shot=shots,
         prompt_style=arguments.teacher_prompt_style,
         max_length=arguments.teacher_max_length,
         supervision=arguments.supervision,

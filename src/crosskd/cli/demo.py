@@ -79,7 +79,7 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
     def evaluation(title: str, name: str, model: str, shots: int = 0) -> Step:
         words = ["evaluate", "--model", model, "--data", data, "--output", str(scores / name)]
         words += ["--number_few_shot", str(shots), "--prompt_style", "plain", "--limit", str(size.validation)]
-        return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json")
+        return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json", resumable=True)
 
     def training(method: str, *more: str) -> Step:
         words = ["distill", "--config", str(recipe_path("demo_qed")), "--student", str(student), "--data", data]

@@ -20,8 +20,10 @@ from crosskd.losses.registry import METHODS
 from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.models.tiny import tiny_stand_in
+from crosskd.training.checkpoints import is_finished, last_checkpoint
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import check_distinct
+from crosskd.training.resuming import check_settings, has_begun
 from crosskd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ _SHOWN = {
     "gradient_checkpointing", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
     "eval_steps", "report_to",
 }  # fmt: skip
+
+
+_NOT_OF_THE_RUN = ("resume", "overwrite")
 
 
 @dataclass
@@ -81,13 +86,19 @@ def parsers() -> list[VerbParser]:
 
 def run(words: Sequence[str]) -> None:
     """Train, and save the student."""
-    arguments, config = parsers()[0].parse(words)
     start_logging()
+    arguments, config = parsers()[0].parse(words)
     folder = Path(str(config.output_dir))
     first = config.process_index == 0  # of several processes one looks after the folder, before the others write
     if first:
         check_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
-    trainer = build_trainer(arguments, config)
+    sources = sources_of(arguments)
+    if arguments.resume and has_begun(folder):
+        check_settings(folder, config, sources)
+        if is_finished(folder):
+            say(f"{folder} is finished already; it is left as it is")
+            return
+    trainer = build_trainer(arguments, config, sources)
     with config.main_process_first(desc="output folder"):
         if first:
             prepare_output_folder(folder, overwrite=arguments.overwrite, resume=arguments.resume)
@@ -101,8 +112,16 @@ def run(words: Sequence[str]) -> None:
         say(f"student: {folder}")
 
 
-def build_trainer(arguments: DistillArguments, config: DistillationConfig) -> DistillationTrainer:
-    """Load the models and examples that the flags name."""
+def sources_of(arguments: DistillArguments) -> dict[str, Any]:
+    """The flags that a file must hold to repeat the run, beside those of its configuration."""
+    flags = [item for item in fields(DistillArguments) if item.name not in _NOT_OF_THE_RUN]
+    return {item.name: getattr(arguments, item.name) for item in flags if getattr(arguments, item.name) != item.default}
+
+
+def build_trainer(
+    arguments: DistillArguments, config: DistillationConfig, sources: dict[str, Any]
+) -> DistillationTrainer:
+    """Load the models and examples that the flags name; ``sources`` is what the records call them."""
     load = partial(load_model, trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle)
     check_distinct(arguments.student, arguments.teacher)
     if arguments.model_override == "tiny":
@@ -124,7 +143,7 @@ def build_trainer(arguments: DistillArguments, config: DistillationConfig) -> Di
         examples,
         evaluation,
         teacher_cache=arguments.teacher_cache,
-        sources={name: getattr(arguments, name) for name in ("student", "teacher", "data", "teacher_cache")},
+        sources=sources,
     )
 
 
@@ -133,9 +152,3 @@ def _take_stand_ins(arguments: DistillArguments) -> None:
     arguments.student = str(tiny_stand_in(arguments.student, "student"))
     if arguments.teacher is not None:
         arguments.teacher = str(tiny_stand_in(arguments.teacher, "teacher"))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written whole; its ``trainer_state.json`` is written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)

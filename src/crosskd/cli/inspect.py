@@ -41,7 +41,9 @@ class InspectArguments:
     supervision: Literal["labels", "teacher"] = field(
         default="labels", metadata={"help": "whose answers: the data's labels, or the teacher's own"}
     )
-    number_few_shot: int = field(default=5, metadata={"help": "examples in the teacher's prompt"})
+    number_few_shot: int | None = field(
+        default=None, metadata={"help": "examples in the teacher's prompt; default: 5, or as many as the task has"}
+    )
     teacher_prompt_style: Literal["auto", "plain", "chat"] = field(
         default="auto", metadata={"help": "auto takes the chat template where there is one"}
     )
@@ -76,10 +78,13 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
     """All findings, as numbers and texts: ``models``, ``data``, ``tokenizers``, ``cache``, ``time``, ``warnings``."""
     examples = load_examples(arguments.data, arguments.split)
     looked_at = examples.select(range(min(arguments.limit, len(examples)))).to_list()
+    shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     names = {"teacher": arguments.teacher, "student": arguments.student}
     trust = arguments.trust_remote_code
     configs = {role: read_config(name, trust_remote_code=trust) for role, name in names.items()}
-    teacher, student = (_side(role, names[role], configs[role], arguments) for role in names)
+    teacher, student = (
+        _side(role, names[role], configs[role], arguments, shots if role == "teacher" else 0) for role in names
+    )
     comparison = compare_tokenizers(teacher, student, looked_at, supervision=arguments.supervision)
     facts = {role: model_facts(names[role], configs[role], trust_remote_code=trust) for role in names}
     outputs = {role: facts[role].output_entries for role in names}
@@ -90,7 +95,7 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
             "split": arguments.split,
             "task": arguments.task,
             "examples": len(examples),
-            "number_few_shot": arguments.number_few_shot,
+            "number_few_shot": shots,
         },
         "tokenizers": comparison.to_dict(),
         "cache": [asdict(size) for size in cache_sizes(comparison, len(examples))],
@@ -99,14 +104,14 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
     }
 
 
-def _side(role: str, name: str, config: PreTrainedConfig, arguments: InspectArguments) -> Side:
+def _side(role: str, name: str, config: PreTrainedConfig, arguments: InspectArguments, shots: int) -> Side:
     """How training would read an example on this side."""
     is_student = role == "student"
     tokenizer = load_tokenizer(name, trust_remote_code=arguments.trust_remote_code)
     builder = PromptBuilder(
         tokenizer,
         load_task(arguments.task),
-        number_few_shot=0 if is_student else arguments.number_few_shot,
+        number_few_shot=shots,
         style=arguments.student_prompt_style if is_student else arguments.teacher_prompt_style,
     )
     wanted = arguments.max_length if is_student else arguments.teacher_max_length

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from crosskd.errors import Terminated, UsageError, did_you_mean, visible
+from crosskd.errors import Terminated, TrainingFailed, UsageError, did_you_mean, visible
 
 VERBS = {
     "demo": "distil a real small model end to end, on this machine",
@@ -30,7 +30,7 @@ VERBS = {
 }
 
 
-RESUMABLE = frozenset({"demo", "answer", "cache", "distill", "recipes"})
+RESUMABLE = frozenset({"demo", "answer", "cache", "distill", "evaluate", "recipes"})
 """Verbs that keep what they did before they were interrupted, and go on from it with ``--resume``."""
 
 
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Returns:
-        The exit code: 0; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM, which says how to go on.
+        The exit code: 0; 1 where training failed; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM, which says
+        how to go on.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # chosen before torch and transformers are imported by a verb
@@ -62,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, words: Sequence[str]) -> int:
-    """Run ``verb`` with its flags; 0, or 2 for bad input, which is said in one line. Interrupts pass through."""
+    """Run ``verb`` with its flags; 0, or 1 where training failed and 2 for bad input, both said in one line.
+
+    Interrupts pass through.
+    """
     try:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
@@ -74,6 +78,9 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     except UsageError as error:
         sys.stderr.write(f"crosskd {verb}: error: {visible(str(error))}\n")
         return 2
+    except TrainingFailed as error:
+        sys.stderr.write(f"crosskd {verb}: {visible(str(error))}\n")
+        return 1
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from crosskd.cli.main import terminated_by_signal
-from crosskd.errors import Terminated, UsageError
+from crosskd.errors import Terminated, TrainingFailed, UsageError
 
 
 def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[str] | None) -> int:
@@ -19,7 +19,7 @@ def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[
         words: What stands after the script's name; None takes the process's own.
 
     Returns:
-        0; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM.
+        0; 1 where training failed; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -28,6 +28,9 @@ def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[
     except UsageError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         return 2
+    except TrainingFailed as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 1
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"{name}: {str(interrupt) or 'stopped'}\n")
         return 143 if isinstance(interrupt, Terminated) else 130

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import enum
 import json
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -12,6 +14,7 @@ from transformers import TrainingArguments
 from crosskd.errors import UsageError
 from crosskd.losses.base import DistillationMethod
 from crosskd.losses.registry import METHODS, create_method, setting_names
+from crosskd.text.tasks import load_task
 
 _PAPER = "arXiv 2412.14528"
 
@@ -62,7 +65,9 @@ class DistillationConfig(TrainingArguments):
     method_settings: dict | str | None = field(
         default=None, metadata={"help": "further settings of a method of your own, as JSON"}
     )
-    number_few_shot: int = _setting(5, "examples in the teacher's prompt; the student gets none")
+    number_few_shot: int = _setting(
+        None, "examples in the teacher's prompt; the student gets none; default: 5, or as many as the task has"
+    )
     student_prompt_style: Literal["auto", "plain", "chat"] = _setting(
         "auto", "prompt of the student; auto takes the chat template where there is one"
     )
@@ -79,12 +84,25 @@ class DistillationConfig(TrainingArguments):
     merge_adapter: bool = _setting(False, "LoRA: save the whole student with the matrices merged, not the adapter")
     freeze_layers: int = _setting(0, "hold the first so many transformer blocks of the student constant")
     gradient_checkpointing: bool | None = _setting(False, "compute activations anew in the backward pass: less memory")
+    on_nonfinite: Literal["stop", "skip"] = _setting(
+        "stop", "a step whose loss or gradients are NaN or infinite: stop the run, or drop the step (10 in a row stop)"
+    )
+    predict_with_generate: bool = _setting(
+        False, "at each evaluation the student answers too: eval_f1, eval_exact_match, eval_rouge..."
+    )
+    generation_max_new_tokens: int = _setting(150, "longest answer at evaluation, in tokens")
     learning_rate: float = _setting(1e-6, f"initial learning rate ({_PAPER}: 1e-6)")
     logging_steps: float = _setting(10, "log every so many steps")
     remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")
 
     def __post_init__(self) -> None:
+        asked = self.method in METHODS and METHODS[self.method].needs_teacher
+        self.number_few_shot = load_task(self.task).number_of_shots(self.number_few_shot, tell=asked)
+        self._given = _values(self)  # before anything is derived from it
         _check_ranges(self)
+        _refuse_what_cannot_work(self)
+        if _is_text_metric(self.metric_for_best_model):
+            self.predict_with_generate = True
         self.method_settings = _mapping(self.method_settings)
         if self.method == "seqkd":
             self.supervision = "teacher"  # that is what SeqKD is
@@ -94,6 +112,22 @@ class DistillationConfig(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing  # its name in later releases of transformers
         self.create_method()  # an unknown name or value is said before a model is loaded
         super().__post_init__()
+        self._derived = _values(self)
+
+    def chosen_settings(self) -> dict[str, Any]:
+        """Every setting that was chosen: given at construction, or changed since; the others have our defaults.
+
+        What transformers or this machine derived from them (the number of processes, ``use_cpu``) is not among them.
+        """
+        defaults = self.default_settings()
+        now = _values(self)
+        chosen = {name: self._given[name] if now[name] == self._derived[name] else now[name] for name in now}
+        return {name: value for name, value in chosen.items() if value != defaults[name]}
+
+    @classmethod
+    def default_settings(cls) -> dict[str, Any]:
+        """Our default of every setting that has one."""
+        return {item.name: _default(item) for item in fields(cls)}
 
     def create_method(self) -> DistillationMethod:
         """The method, with those of this configuration's fields that it declares."""
@@ -102,6 +136,51 @@ class DistillationConfig(TrainingArguments):
         shared = {name: getattr(self, name) for name in setting_names(METHODS[self.method]) if hasattr(self, name)}
         assert not isinstance(self.method_settings, str)  # __post_init__ read it
         return create_method(self.method, **{**shared, **(self.method_settings or {})})
+
+
+TEXT_METRICS = ("f1", "exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum")
+"""What the student's answers are scored by during training, as `crosskd.evaluation` computes it."""
+
+
+def _is_text_metric(name: str | None) -> bool:
+    """Whether a ``metric_for_best_model`` (``eval_`` and the name of one of several sets may lead it) needs answers."""
+    return name is not None and any(name == metric or name.endswith(f"_{metric}") for metric in TEXT_METRICS)
+
+
+def _values(config: DistillationConfig) -> dict[str, Any]:
+    """What can be given at construction, as it is now; plain values, copied."""
+    return {item.name: _plain(getattr(config, item.name)) for item in fields(config) if item.init}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str) and value.startswith("{"):  # the command line gives mappings as JSON
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return copy.deepcopy(value)
+
+
+def _default(item: Any) -> Any:
+    made = item.default is MISSING and item.default_factory is not MISSING
+    return _plain(item.default_factory() if made else item.default)
+
+
+def _refuse_what_cannot_work(config: DistillationConfig) -> None:
+    """Options of `TrainingArguments` that this trainer's loss or columns have no place for."""
+    if config.label_smoothing_factor:
+        raise UsageError(
+            "--label_smoothing_factor", got=config.label_smoothing_factor,
+            expected="0: cross-entropy and distillation are taken on the labels as they are",
+        )  # fmt: skip
+    if config.remove_unused_columns:
+        raise UsageError("--remove_unused_columns", got=True, expected="false: the trainer brings its own columns")
+    if config.label_names not in (None, ["labels"]):
+        raise UsageError("--label_names", got=config.label_names, expected="none: the trainer has its own labels")
 
 
 def _mapping(settings: dict | str | None) -> dict[str, Any] | None:
@@ -118,7 +197,7 @@ def _mapping(settings: dict | str | None) -> dict[str, Any] | None:
 
 
 def _check_ranges(config: DistillationConfig) -> None:
-    for name in ("distillation_weight", "number_few_shot", "top_k", "top_entries", "freeze_layers"):
+    for name in ("distillation_weight", "top_k", "top_entries", "freeze_layers"):
         if getattr(config, name) < 0:
             raise UsageError(name, got=getattr(config, name), expected="0 or more")
     for name in ("max_length", "teacher_max_length"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from crosskd.data.collate import collate_answers, collate_encoder_decoder
@@ -58,19 +58,21 @@ def tokenize_examples(examples: Dataset, sides: Sequence[Side], supervision: str
         training: Whether a cache of targets, if there is one, holds these examples; otherwise ``index`` is -1.
 
     Returns:
-        A data set in memory with ``index`` (among the examples that have the answer asked for, see
-        `supervised_examples`; the others are left out) and, for each side, ``<side>_prompt_ids`` and
-        ``<side>_answer_ids``.
+        A data set with ``id``, ``index`` (among the examples that have the answer asked for, see
+        `supervised_examples`; the others are left out), ``length`` (the student's tokens, by which
+        ``group_by_length`` sorts) and, for each side, ``<side>_prompt_ids`` and ``<side>_answer_ids``. Examples that
+        are not trained on keep their text, against which the student's answers are scored.
     """
 
     def row(example: Mapping[str, Any], index: int) -> dict[str, Any]:
         answer = supervised_answer(example, supervision)
-        features: dict[str, Any] = {"index": index if training else -1}
+        features: dict[str, Any] = {"id": str(example.get("id", index)), "index": index if training else -1}
         for side in sides:
             tokens = side.tokenize(example, answer)
             features[f"{side.name}_prompt_ids"] = tokens.prompt_ids
             features[f"{side.name}_answer_ids"] = tokens.answer_ids
             features[f"{side.name}_dropped"] = tokens.context_tokens_dropped
+        features["length"] = _student_length(features)
         return features
 
     examples = supervised_examples(examples, supervision)
@@ -85,7 +87,22 @@ def tokenize_examples(examples: Dataset, sides: Sequence[Side], supervision: str
                 side.name,
                 side.max_length,
             )
-    return tokenized
+    if training:
+        return tokenized
+    text = [name for name in examples.column_names if name not in tokenized.column_names]
+    return concatenate_datasets([tokenized, examples.select_columns(text)], axis=1)
+
+
+def with_lengths(examples: Dataset) -> Dataset:
+    """Examples that came as tokens, with the column ``length``."""
+    if "length" in examples.column_names:
+        return examples
+    rows = examples.select_columns(["student_prompt_ids", "student_answer_ids"])
+    return examples.add_column("length", [_student_length(row) for row in rows])  # pyright: ignore
+
+
+def _student_length(row: Mapping[str, Any]) -> int:
+    return len(row["student_prompt_ids"]) + len(row["student_answer_ids"])
 
 
 @dataclass(frozen=True)
@@ -111,19 +128,20 @@ class DistillationCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch: the student's inputs, ``labels`` and ``distilled`` (B, T_s), and the teacher's side.
 
-        ``distilled`` is true on answer tokens except for the end-of-sequence token. A live teacher's inputs stand
-        under ``teacher``, cached targets under ``targets``.
+        ``distilled`` is true on answer tokens except for the end-of-sequence token; ``ids`` names the examples. A live
+        teacher's inputs stand under ``teacher``, cached targets under ``targets``.
         """
         batch = self._student(rows)
         lengths = torch.tensor([len(self._distilled(row)) for row in rows])
+        batch["ids"] = [str(row.get("id", row.get("index", "?"))) for row in rows]
         batch["distilled"] = torch.arange(batch["labels"].shape[1]) < lengths[:, None]
-        if self.teacher_pad_id is not None:
+        if self.teacher_pad_id is not None and "teacher_prompt_ids" in rows[0]:
             batch["teacher"] = collate_answers(
                 [r["teacher_prompt_ids"] for r in rows], [r["teacher_answer_ids"] for r in rows], self.teacher_pad_id
             )
         if self.cache is not None and rows[0].get("index", -1) >= 0:
             batch["targets"] = TeacherTargets.stack([self.cache[row["index"]] for row in rows]).to_dict()
-        if self.align is not None:
+        if self.align is not None and "teacher_answer_ids" in rows[0]:
             batch["alignment"] = self._alignment(rows, batch["labels"])
         return batch
 

@@ -12,7 +12,13 @@ from crosskd.data.supervision import supervised_examples
 from crosskd.errors import UsageError
 from crosskd.training.aligner import TokenAligner
 from crosskd.training.config import DistillationConfig
-from crosskd.training.examples import DistillationCollator, check_tokenized, is_tokenized, tokenize_examples
+from crosskd.training.examples import (
+    DistillationCollator,
+    check_tokenized,
+    is_tokenized,
+    tokenize_examples,
+    with_lengths,
+)
 from crosskd.training.participants import Participants
 
 Examples = Dataset | Sequence[Mapping[str, Any]]
@@ -33,9 +39,36 @@ def tokenized(
     if examples is None:
         return None
     if is_tokenized(examples):
-        check_tokenized(examples, participants.teacher is not None, participants.cache is not None)
-        return examples
-    return tokenize_examples(examples, participants.sides, config.supervision, training)
+        check_tokenized(examples, training and participants.teacher is not None, participants.cache is not None)
+        return with_lengths(examples)
+    if training:
+        return tokenize_examples(examples, participants.sides, config.supervision, training=True)
+    # validation is on the data's own labels where it has them, and no teacher is asked
+    supervision = "labels" if _labelled(examples) else config.supervision
+    return tokenize_examples(examples, participants.sides[:1], supervision, training=False)
+
+
+def _labelled(examples: Dataset) -> bool:
+    return all(answers and answers[0].strip() for answers in examples["answers"])
+
+
+def evaluation_sets(
+    given: Examples | Mapping[str, Examples] | None, config: DistillationConfig, participants: Participants
+) -> Dataset | dict[str, Dataset] | None:
+    """Tokens of the examples whose loss is reported: one set, or several by name."""
+    if isinstance(given, Mapping):
+        return {name: evaluation_set(rows, config, participants) for name, rows in given.items()}
+    return None if given is None else evaluation_set(given, config, participants)
+
+
+def evaluation_set(given: Examples, config: DistillationConfig, participants: Participants) -> Dataset:
+    """Tokens of one such set; examples that have been through here already are returned as they are."""
+    dataset = given if isinstance(given, Dataset) else Dataset.from_list([dict(example) for example in given])
+    made = tokenized(dataset, config, participants, training=False)
+    assert made is not None
+    if not len(made):
+        raise UsageError("evaluation examples", got="none", expected="at least one")
+    return made
 
 
 def collator(participants: Participants, aligner: TokenAligner | None) -> DistillationCollator:

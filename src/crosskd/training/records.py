@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 import json
-from dataclasses import MISSING, fields
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,18 @@ from crosskd.files import read_jsonl, write_json, write_jsonl, write_text
 from crosskd.losses.registry import METHODS, setting_names
 from crosskd.models.card import CardFacts
 from crosskd.provenance import package_versions, provenance
-from crosskd.teacher.identity import data_sha256
+from crosskd.teacher.identity import data_sha256, weights_sha256
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import Participants
 
+logger = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
+RESOLVED = "resolved_config.yaml"
+PROVENANCE = "provenance.json"
+MACHINE = ("output_dir", "use_cpu", "local_rank")
+"""Settings that belong to the place where a run runs, not to the run."""
+_CLOSING = "train_runtime"
 
 
 class MetricsFile(TrainerCallback):
@@ -33,11 +42,11 @@ class MetricsFile(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        """Drop what a run that is resumed had logged beyond the checkpoint."""
+        """Drop what a run that is resumed had logged beyond the checkpoint, and its closing line."""
         path = Path(str(args.output_dir)) / METRICS
         if state.is_world_process_zero and path.is_file():
-            kept = [row for row in read_jsonl(path, unfinished=True) if row["step"] <= state.global_step]
-            write_jsonl(path, kept if state.global_step else [])
+            rows = read_jsonl(path, unfinished=True) if state.global_step else []
+            write_jsonl(path, [row for row in rows if row["step"] <= state.global_step and _CLOSING not in row])
 
     def on_log(
         self,
@@ -47,30 +56,40 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Write one line: ``step``, ``epoch`` and what was logged."""
+        """Write one line: ``step``, ``epoch`` and what was logged; numbers that are not finite become null."""
         if state.is_world_process_zero:
             line = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
             with (Path(str(args.output_dir)) / METRICS).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write(json.dumps({name: _strict(value) for name, value in line.items()}) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def resolved_settings(config: DistillationConfig) -> dict[str, Any]:
-    """Settings that a YAML file needs to repeat a run: all of distillation, those of training that are not default."""
-    defaults = {item.name: item.default for item in fields(TrainingArguments)}
-    chosen: dict[str, Any] = {"output_dir": str(config.output_dir)}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if isinstance(value, enum.Enum):
-            value = value.value
-        # what transformers derived by itself (a field whose default is None or made by a factory) stays with it
-        derived = item.name in defaults and defaults[item.name] in (None, MISSING) and item.default in (None, MISSING)
-        if item.init and not derived and value != defaults.get(item.name, MISSING) and _is_plain(value):
-            chosen[item.name] = value
-    return chosen
+    """Settings that a YAML file needs to repeat a run: all of distillation, and those of training that were chosen.
+
+    What belongs to the machine (``use_cpu``) is left out, and what has no form in YAML is named in a warning.
+    """
+    own = {item.name for item in fields(config)} - {item.name for item in fields(TrainingArguments)}
+    chosen = config.chosen_settings()
+    settings = {name: chosen.get(name, getattr(config, name)) for name in sorted(own | chosen.keys())}
+    settings = {name: value for name, value in settings.items() if name not in MACHINE}
+    for name in [name for name, value in settings.items() if not _is_plain(value)]:
+        logger.warning("%s of %s cannot be written to %s", name, type(settings.pop(name)).__name__, RESOLVED)
+    order = {item.name: place for place, item in enumerate(fields(config))}
+    return {"output_dir": str(config.output_dir), **dict(sorted(settings.items(), key=lambda pair: order[pair[0]]))}
+
+
+def all_settings(config: DistillationConfig, sources: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``resolved_config.yaml`` holds: where models and data came from, then `resolved_settings`."""
+    return {**{name: value for name, value in sources.items() if value is not None}, **resolved_settings(config)}
 
 
 def write_records(
-    config: DistillationConfig, participants: Participants, examples: Dataset | None, sources: dict[str, Any]
+    config: DistillationConfig, participants: Participants, examples: Dataset | None, sources: Mapping[str, Any]
 ) -> None:
     """Write ``resolved_config.yaml`` and ``provenance.json`` into the output folder.
 
@@ -78,19 +97,37 @@ def write_records(
         config: The run's settings.
         participants: Its models.
         examples: Its training examples, for their hash.
-        sources: Where student, teacher, data and cache came from; they lead the YAML file.
+        sources: Where student, teacher, data and cache came from, and how they were loaded; they lead the YAML file.
     """
     folder = Path(str(config.output_dir))
-    settings = {**{name: value for name, value in sources.items() if value is not None}, **resolved_settings(config)}
-    write_text(folder / "resolved_config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(all_settings(config, sources), sort_keys=False, allow_unicode=True)
+    write_text(folder / RESOLVED, text)
     record = provenance(
         seed=config.seed,
-        data_sha256=None if examples is None else data_sha256(examples, config.supervision),
         student={"name": participants.student.name, "revision": _revision(participants.student.model)},
         teacher={"name": participants.teacher_name, "cached": participants.cache is not None},
         dtype=str(participants.student.model.dtype),
+        **run_contents(config, participants, examples),
     )
-    write_json(folder / "provenance.json", record)
+    write_json(folder / PROVENANCE, record)
+
+
+def run_contents(
+    config: DistillationConfig, participants: Participants, examples: Dataset | None
+) -> dict[str, str | None]:
+    """Hashes of what a run reads, so that the same path with another content is noticed; None where not known."""
+    cache, live = participants.cache, participants.teacher
+    teacher = _weights_of(live.name) if live else None
+    return {
+        "data_sha256": None if examples is None else data_sha256(examples, config.supervision),
+        "student_sha256": _weights_of(participants.student.name),
+        "teacher_sha256": cache.identity["teacher_weights_sha256"] if cache else teacher,
+    }
+
+
+def _weights_of(name: str) -> str | None:
+    folder = Path(name).expanduser()
+    return weights_sha256(folder) if folder.is_dir() else None
 
 
 def card_facts(
@@ -121,6 +158,8 @@ def _revision(model: Any) -> str | None:
 
 
 def _is_plain(value: Any) -> bool:
-    return (
-        value is None or isinstance(value, bool | int | float | str) or (isinstance(value, list | dict) and bool(value))
-    )
+    """Whether YAML can hold a value."""
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return all(map(_is_plain, items))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,11 +11,16 @@ from torch import Tensor
 
 
 class TermLog:
-    """Sums each term over micro-batches; `average` divides by the optimizer's steps, as ``loss`` is logged."""
+    """Sums each term over micro-batches; `average` divides by the optimizer's steps, as ``loss`` is logged.
+
+    The micro-batches of the step under way are kept apart, so that a step which is not applied leaves no trace.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._first_step = 0
+        self._steps = 0
+        self._pending: dict[str, Tensor] = {}
+        self._pending_step = -1
 
     def add(self, terms: Mapping[str, Tensor], tokens: Tensor, step: int) -> None:
         """Add a micro-batch's terms (sums over its tokens), divided by the answer tokens of the global batch.
@@ -22,24 +28,50 @@ class TermLog:
         Args:
             terms: The terms.
             tokens: Answer tokens of the global batch.
-            step: Optimizer steps finished so far; a resumed run does not begin at 0.
+            step: Optimizer steps finished so far.
         """
-        if not self._sums:
-            self._first_step = step
-        for name, value in terms.items():
-            share = value.detach() / tokens
-            self._sums[name] = self._sums[name] + share if name in self._sums else share
+        if step != self._pending_step:
+            self._settle()
+            self._pending_step = step
+        _add(self._pending, {name: value.detach() / tokens for name, value in terms.items()})
 
-    def average(self, accelerator: Accelerator, step: int) -> dict[str, float]:
-        """Mean of each term over the steps since the last call, all processes together; then start anew.
+    def drop(self) -> None:
+        """Forget the step under way."""
+        self._pending = {}
+
+    def average(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean of each term over the steps since the last call, all processes together; then start again.
 
         Every process must call it: the sums are added across them.
         """
-        steps = max(step - self._first_step, 1)
-        names = sorted(self._sums)
+        self._settle()
+        steps, sums = max(self._steps, 1), self._sums
+        self._sums, self._steps = {}, 0
+        names = sorted(sums)
         if not names:
             return {}
-        stacked = torch.stack([self._sums[name].float() for name in names])
+        stacked = torch.stack([sums[name].float() for name in names])
         totals: Tensor = accelerator.reduce(stacked, reduction="sum")  # pyright: ignore[reportAssignmentType]
-        self._sums = {}
         return {name: float(total) / steps for name, total in zip(names, totals.tolist(), strict=True)}
+
+    def state(self) -> dict[str, Any]:
+        """This process's sums, for a checkpoint; see `restore`."""
+        self._settle()
+        return {"sums": {name: float(value) for name, value in self._sums.items()}, "steps": self._steps}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what `state` gave."""
+        self._pending, self._pending_step = {}, -1
+        self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+        self._steps = state["steps"]
+
+    def _settle(self) -> None:
+        if self._pending:
+            _add(self._sums, self._pending)
+            self._steps += 1
+            self._pending = {}
+
+
+def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    for name, value in terms.items():
+        sums[name] = sums[name] + value if name in sums else value

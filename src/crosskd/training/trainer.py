@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput
 
 from crosskd.losses.base import IGNORED_LABEL, StudentAnswers
 from crosskd.losses.cross_entropy import answer_cross_entropy
@@ -23,14 +25,17 @@ from crosskd.teacher.cache import TargetCache
 from crosskd.training.aligner import for_tokenizers
 from crosskd.training.config import DistillationConfig
 from crosskd.training.examples import is_tokenized
-from crosskd.training.inputs import Examples, as_dataset, collator, tokenized
+from crosskd.training.inputs import Examples, as_dataset, collator, evaluation_set, evaluation_sets, tokenized
+from crosskd.training.nonfinite import NonFiniteGuard
 from crosskd.training.participants import ModelSource, check_cache, gather_participants
 from crosskd.training.records import MetricsFile, card_facts, write_records
+from crosskd.training.resumable import ResumableTrainer
+from crosskd.training.resuming import check_contents, check_settings, has_begun
 from crosskd.training.student import trained_model
-from crosskd.training.term_log import TermLog
+from crosskd.training.validation import TokenMean, answer_scores, without_repeats
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ResumableTrainer):
     """Train a student on answers, with a teacher's view of the same answers.
 
     The loss of a step is Eq. 21 of arXiv 2412.14528, ``cross_entropy + distillation_weight * distillation``, summed
@@ -47,8 +52,9 @@ class DistillationTrainer(Trainer):
             or tokens of your own making, a `datasets.Dataset` with lists of ids in ``student_prompt_ids`` and
             ``student_answer_ids`` and, for a live teacher, ``teacher_prompt_ids`` and ``teacher_answer_ids`` (those
             without an end-of-sequence token). Tokens are used as they are; prompts and lengths are then yours.
-        eval_dataset: Examples whose loss is reported; with a cache, which holds the training examples only, that is
-            their cross-entropy.
+        eval_dataset: Examples whose loss is reported, or several sets by name. ``eval_loss`` is the cross-entropy an
+            answer token of the data's labels, for every method, live or cached, so that runs can be compared by it.
+            With ``predict_with_generate`` the student's answers are scored, too.
         processing_class: The student's tokenizer, where ``model`` brings none.
         teacher_processing_class: The teacher's tokenizer, where ``teacher`` brings none.
         teacher_cache: Folder written by ``crosskd cache`` for these very training examples.
@@ -69,7 +75,7 @@ class DistillationTrainer(Trainer):
         teacher: ModelSource | None = None,
         args: DistillationConfig | None = None,
         train_dataset: Examples | None = None,
-        eval_dataset: Examples | None = None,
+        eval_dataset: Examples | Mapping[str, Examples] | None = None,
         *,
         processing_class: PreTrainedTokenizerBase | None = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
@@ -93,17 +99,18 @@ class DistillationTrainer(Trainer):
             model=trained_model(self.participants.student.model, args),
             args=args,
             train_dataset=tokenized(self._train_examples, args, self.participants, training=True),
-            eval_dataset=tokenized(as_dataset(eval_dataset, args), args, self.participants, training=False),
+            eval_dataset=evaluation_sets(eval_dataset, args, self.participants),
             processing_class=self.participants.student.tokenizer,
             data_collator=collator(self.participants, aligner),
             **options,
         )
         # compute_loss divides by the answer tokens of the whole accumulated, global batch
         self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = False  # labels stand in columns of their own, none is shifted away
         self.label_names = ["labels"]
-        self.terms = TermLog()
-        self.add_callback(MetricsFile())
+        self.guard = NonFiniteGuard(self.accelerator, self.terms.drop)
+        self._token_mean = TokenMean()
+        for callback in (MetricsFile(), self.guard):
+            self.add_callback(callback)
         self.teacher_model = self._frozen_teacher()
 
     @property
@@ -117,11 +124,20 @@ class DistillationTrainer(Trainer):
         frozen = self.participants.teacher.model.requires_grad_(False).eval()
         return self.accelerator.prepare_model(frozen, evaluation_mode=True)
 
-    def train(self, *arguments: Any, **options: Any) -> Any:
-        """Write ``resolved_config.yaml`` and ``provenance.json``, then train; see `transformers.Trainer.train`."""
-        if self.is_world_process_zero():
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
+        """Write ``resolved_config.yaml`` and ``provenance.json``, then train; see `ResumableTrainer.train`.
+
+        Raises:
+            UsageError: What is to be gone on with is another run than the output folder tells of; names what differs.
+            TrainingFailed: A loss or gradient was not finite; see ``on_nonfinite``.
+        """
+        folder = Path(str(self.args.output_dir))
+        if resume_from_checkpoint and has_begun(folder):
+            check_settings(folder, self.args, self.sources)
+            check_contents(folder, self.args, self.participants, self._text_examples)
+        elif self.is_world_process_zero():
             write_records(self.args, self.participants, self._text_examples, self.sources)
-        return super().train(*arguments, **options)
+        return super().train(resume_from_checkpoint, *arguments, **options)
 
     def compute_loss(
         self,
@@ -136,17 +152,16 @@ class DistillationTrainer(Trainer):
         targets = self._targets(inputs)
         student = StudentAnswers(logits, labels, inputs["distilled"], inputs.get("alignment"))
         with torch.autocast(logits.device.type, enabled=False):  # the losses choose their precision themselves
-            if targets is None and self.method.needs_teacher:
-                terms = {"cross_entropy": answer_cross_entropy(logits, labels)}  # evaluation beside a cache
-            else:
-                terms = self.method.terms(student, targets)
-        total = terms["cross_entropy"]
-        if "distillation" in terms:
-            total = total + self.args.distillation_weight * terms["distillation"]
-        tokens = _answer_tokens(labels, num_items_in_batch)
+            terms = self.method.terms(student, targets)
+        tokens = count_answer_tokens([inputs]) if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        # DataParallel repeats the count once a device
+        tokens = tokens.to(labels.device).reshape(-1)[0].clamp_min(1)
         if model.training:
             self.terms.add(terms, tokens, self.state.global_step)
-        loss = total / tokens * self._process_factor(num_items_in_batch)
+            self.guard.note(terms, inputs.get("ids", ()))
+        total = terms["cross_entropy"] + self.args.distillation_weight * terms["distillation"]
+        # gradients are averaged over processes; the sum that Eq. 21 wants is that many times larger
+        loss = total / tokens * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def _targets(self, inputs: Mapping[str, Any]) -> TeacherTargets | None:
@@ -156,25 +171,62 @@ class DistillationTrainer(Trainer):
             return None
         if "targets" in inputs:
             return TeacherTargets.from_dict(inputs["targets"])
-        if self.teacher_model is None:
-            return None
+        assert self.teacher_model is not None
         labels = inputs["teacher"]["labels"]
         with torch.no_grad():
             logits = answer_logits(self.teacher_model, inputs["teacher"], labels.shape[1])
         mask = labels != IGNORED_LABEL
         return targets_from_logits(logits, mask, request, labels.masked_fill(~mask, 0))
 
-    def _process_factor(self, num_items_in_batch: Tensor | int | None) -> int:
-        """Data parallelism averages gradients over processes; the sum that Eq. 21 wants is that many times larger."""
-        if num_items_in_batch is None or not self.args.average_tokens_across_devices:
-            return 1
-        return self.accelerator.num_processes if self.args.n_gpu <= 1 else self.args.n_gpu
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        """Answer tokens of all micro-batches of a step, of all processes: what the loss is divided by.
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms of the loss, averaged over the steps since the last time; see `transformers.Trainer.log`."""
-        if "loss" in logs:
-            logs = {**logs, **self.terms.average(self.accelerator, self.state.global_step)}
-        super().log(logs, start_time)
+        ``average_tokens_across_devices`` makes no difference: dividing by each process's own count would weigh a token
+        by the batch that it happens to be in.
+        """
+        if not batch_samples:
+            return None
+        count = count_answer_tokens(batch_samples).to(device)
+        if self.accelerator.num_processes > 1:
+            count = self.accelerator.reduce(count, reduction="sum")
+        return count  # pyright: ignore[reportReturnType]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of examples whose loss is reported; they may come as text, as for `evaluate`."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = evaluation_set(eval_dataset, self.args, self.participants)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Batches of the examples of `predict`, which may come as text."""
+        return super().get_test_dataloader(evaluation_set(test_dataset, self.args, self.participants))
+
+    def evaluation_loop(self, dataloader: DataLoader, *arguments: Any, **options: Any) -> EvalLoopOutput:
+        """The loss is cross-entropy an answer token, whatever the method and the batch size; see the class."""
+        self._token_mean = TokenMean()
+        output = super().evaluation_loop(dataloader, *arguments, **options)
+        assert output.metrics is not None
+        prefix = options.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_loss"] = self._token_mean.value()
+        if self.args.predict_with_generate:
+            student: Any = self.accelerator.unwrap_model(self.model)
+            examples: Any = dataloader.dataset
+            scores = answer_scores(student, examples, self.participants.sides[0], self.args, self.accelerator)
+            output.metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Cross-entropy of a batch, its answer logits (B, A, V) and labels (B, A): logits t predict label t."""
+        inputs = self._prepare_inputs(inputs)  # pyright: ignore[reportAssignmentType]
+        labels = inputs["labels"]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = answer_logits(model, inputs, labels.shape[1])
+        counted = without_repeats(labels, self.accelerator)
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = self._token_mean.add(answer_cross_entropy(logits, counted), counted)
+        return (loss, None, None) if prediction_loss_only else (loss, logits.detach(), labels)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student, its tokenizer and its model card; see `transformers.Trainer.save_model`.
@@ -209,9 +261,6 @@ class DistillationTrainer(Trainer):
         return card_facts(self.args, self.participants, data, examples, own_tokens=own_tokens)
 
 
-def _answer_tokens(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Answer tokens that the loss is divided by: of the global batch, or of this one where that is not known."""
-    if num_items_in_batch is None:
-        return (labels != IGNORED_LABEL).sum().clamp_min(1)
-    # DataParallel repeats the count once a device
-    return torch.as_tensor(num_items_in_batch, device=labels.device).reshape(-1)[0].clamp_min(1)
+def count_answer_tokens(batches: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Labels that are not ignored, in all of some batches: a scalar, int64."""
+    return torch.stack([(batch["labels"] != IGNORED_LABEL).sum() for batch in batches]).sum()

@@ -1,0 +1,195 @@
+"""A `transformers.Trainer` whose runs can be killed at any moment and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from crosskd.errors import UsageError
+from crosskd.files import read_json, write_json
+from crosskd.training.checkpoints import (
+    STATE,
+    UNFINISHED,
+    last_checkpoint,
+    load_weights,
+    move_into_place,
+    problem_of,
+    refuse_differences,
+)
+from crosskd.training.interruption import Interruption
+from crosskd.training.term_log import TermLog
+
+logger = logging.getLogger(__name__)
+
+_LOG_STATE = "log_state_{}.json"
+_OPTIMIZER = "optimizer.pt"
+
+
+class ResumableTrainer(Trainer):
+    """Adds to `transformers.Trainer` what makes a resumed run equal the undisturbed one, bit by bit on one machine.
+
+    Checkpoints are written beside their place and moved there when they are whole. They are loaded strictly: a weight
+    that is missing or unexpected is an error, also when the best model is loaded at the end. What the log has gathered
+    since its last line is saved, too. Ctrl-C and SIGTERM save a checkpoint, once the step under way is applied.
+
+    Attributes:
+        terms: What is logged beside the loss; whoever computes the loss adds to it.
+        interruption: Watches for signals during `train`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.terms = TermLog()
+        self.interruption = Interruption(self.accelerator)
+        self._redirected: str | None = None
+        self._whole_loss = True
+        for callback in (self.interruption, _AtBeginning(self)):
+            self.add_callback(callback)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
+        """See `transformers.Trainer.train`; ``True`` goes on from the newest whole checkpoint.
+
+        Raises:
+            UsageError: The checkpoint is not whole, or does not hold the weights of this model.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, once a checkpoint is saved.
+        """
+        self._resumed = self._checkpoint(resume_from_checkpoint)
+        try:
+            result = super().train(self._resumed, *arguments, **options)
+        finally:
+            self.interruption.stop_watching()
+        self.interruption.raise_if_stopped(f"checkpoint-{self.state.global_step}")
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning("no best checkpoint was saved: the student is that of the last step")
+        return result
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms of the loss, averaged over the steps since the last time; see `transformers.Trainer.log`."""
+        if "loss" in logs:
+            logs = {**logs, **self.terms.average(self.accelerator)}
+        if "train_loss" in logs and self._resumed and self._whole_loss:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)  # of the whole run
+        super().log(logs, start_time)
+
+    def restore_log(self) -> None:
+        """Take up the log where the checkpoint left it (called when training begins)."""
+        self._remove_unfinished()
+        self._whole_loss = True
+        if not self._resumed:
+            self.terms = TermLog()
+            return
+        path = Path(self._resumed) / _LOG_STATE.format(self.args.process_index)
+        if not path.is_file():  # written by another number of processes
+            self._whole_loss = False
+            return
+        state = read_json(path)
+        self._tr_loss = torch.tensor(state["loss"], device=self.args.device)
+        self._globalstep_last_logged = state["last_logged"]
+        self._total_loss_scalar = state["total"]
+        self.terms.restore(state["terms"], self.args.device)
+
+    def _checkpoint(self, given: str | bool | None) -> str | None:
+        """The checkpoint to go on from, after a look at whether it is whole."""
+        if not given:
+            return None
+        folder = Path(str(self.args.output_dir))
+        checkpoint = last_checkpoint(folder) if given is True else Path(given)
+        if checkpoint is None:
+            raise UsageError(f"resume_from_checkpoint {folder}", got="no whole checkpoint", expected="at least one")
+        problem = problem_of(checkpoint)
+        if problem is None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            problem = None if (checkpoint / _OPTIMIZER).is_file() else f"no {_OPTIMIZER}: the weights alone were saved"
+        if problem is not None:
+            raise UsageError(f"checkpoint {checkpoint}", got=problem, expected="a whole checkpoint")
+        return str(checkpoint)
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        """Train an epoch, unless a checkpoint of the last step was gone on from: there is nothing left to do."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**arguments)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place, and move it there when all processes have written their part."""
+        run, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        unfinished = run / UNFINISHED / name
+        with self._writing_to(run / UNFINISHED):
+            super()._save_checkpoint(model, trial)
+        write_json(unfinished / _LOG_STATE.format(self.args.process_index), self._log_state())
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == str(unfinished):
+            self.state.best_model_checkpoint = str(run / name)
+        if self.args.should_save:
+            self.state.save_to_json(str(unfinished / STATE))
+            move_into_place(unfinished, run / name)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run), self.args.save_total_limit, best_model_checkpoint=best, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / name))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._redirected or super()._get_output_dir(trial)
+
+    @contextmanager
+    def _writing_to(self, folder: Path) -> Iterator[None]:
+        """Let checkpoints go into another folder; what is pushed to a hub is pushed from their place, later."""
+        pushes = self.args.push_to_hub
+        self._redirected, self.args.push_to_hub = str(folder), False
+        try:
+            yield
+        finally:
+            self._redirected, self.args.push_to_hub = None, pushes
+
+    def _remove_unfinished(self) -> None:
+        if self.args.should_save:
+            shutil.rmtree(Path(str(self.args.output_dir)) / UNFINISHED, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _log_state(self) -> dict[str, Any]:
+        return {
+            "loss": float(self._tr_loss),
+            "last_logged": self._globalstep_last_logged,
+            "total": self._total_loss_scalar,
+            "terms": self.terms.state(),
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            logger.info("the student is that of %s (%s)", Path(str(best)).name, self.state.best_metric)
+            load_weights(self.model, Path(str(best)))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """What transformers only warns of is an error here; weights that are never saved may be missing."""
+        ignored = set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        missing = set(load_result.missing_keys) - ignored
+        refuse_differences(self._resumed or str(self.args.output_dir), missing, load_result.unexpected_keys)
+
+
+class _AtBeginning(TrainerCallback):
+    """Calls back when the trainer has set up everything, and before the first step."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.restore_log()
