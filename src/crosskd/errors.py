@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_CONTROLS = [*range(32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROLS if chr(code) not in "\n\t"}
+
 
 class UsageError(ValueError):
     """Bad input: the command line prints it as one line and exits with code 2.
@@ -42,6 +45,15 @@ class Terminated(KeyboardInterrupt):
     Whoever has something to save catches ``KeyboardInterrupt``, saves, and raises again. The command line prints the
     text of the exception if it has one, else how the verb goes on.
     """
+
+
+def visible(text: str) -> str:
+    """``text`` with its control characters escaped (``\\x1b``), except line breaks and tabs.
+
+    A terminal obeys them: text of a model or a data file could rewrite, hide or reorder what stands there. The marks
+    that reverse the direction of writing are among them, as ``\\u202e``.
+    """
+    return text.translate(_ESCAPES)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from crosskd.cli.checks import check_counts
-from crosskd.cli.console import output, progress, start_logging
+from crosskd.cli.console import progress, say, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples, load_splits
@@ -21,6 +21,7 @@ from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.teacher.answers import AnswerFolder, TeacherAnswers
 from crosskd.teacher.backends import AnswerBackend, Decoding, TransformersBackend, VllmBackend
+from crosskd.text.tasks import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ class AnswerArguments:
     output: str = field(metadata={"help": "folder to write"})
     split: str = field(default="train", metadata={"help": "split to answer; the others are copied"})
     task: str = field(default="qa", metadata={"help": "name of a task, or a YAML file with one of your own"})
-    number_few_shot: int = field(default=5, metadata={"help": "examples in the prompt"})
+    number_few_shot: int | None = field(
+        default=None, metadata={"help": "examples in the prompt; default: 5, or as many as the task has"}
+    )
     prompt_style: Literal["auto", "plain", "chat"] = field(
         default="auto", metadata={"help": "auto takes the chat template where there is one"}
     )
@@ -69,12 +72,17 @@ class AnswerArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("answer", DESCRIPTION, [AnswerArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Answer what is not answered yet, and assemble the data set."""
-    (arguments,) = VerbParser("answer", DESCRIPTION, [AnswerArguments]).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     check_counts(arguments, ("batch_size", "shard_size", "tensor_parallel_size", "max_length"))
-    check_counts(arguments, ("number_few_shot",), least=0)
+    shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     decoding = Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
     examples = load_examples(arguments.data, arguments.split)
     _check_folders(arguments)
@@ -82,7 +90,7 @@ def run(words: Sequence[str]) -> None:
         _backend(arguments),
         arguments.task,
         decoding,
-        number_few_shot=arguments.number_few_shot,
+        number_few_shot=shots,
         prompt_style=arguments.prompt_style,
         max_length=arguments.max_length,
     )
@@ -91,7 +99,7 @@ def run(words: Sequence[str]) -> None:
         folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
         answers = AnswerFolder.open(folder, identity)
         if answers.finished:
-            output.print(f"{folder} is whole already")
+            say(f"{folder} is whole already")
             return
         _fill(answers, teacher, examples)
         summary = answers.assemble(load_splits(arguments.data), arguments.format, Path(arguments.data))
@@ -139,4 +147,4 @@ def _tell(summary: dict[str, Any], folder: Path) -> None:
     empty = summary["empty_answers"]
     if empty:
         logger.warning("%d of %d answers are empty: training and caches leave them out", empty, summary["examples"])
-    output.print(f"{summary['examples']} examples of {summary['split']} answered in {folder}")
+    say(f"{summary['examples']} examples of {summary['split']} answered in {folder}")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from crosskd.cli.checks import check_counts
-from crosskd.cli.console import output, progress, start_logging
+from crosskd.cli.console import progress, say, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
@@ -25,6 +25,7 @@ from crosskd.models.quantization import Quantization
 from crosskd.teacher.cache import TargetCache
 from crosskd.teacher.run import TeacherRun
 from crosskd.text.alignment import read_vocabulary
+from crosskd.text.tasks import load_task
 
 DESCRIPTION = """Run the teacher once over prompts and answers, and keep what the losses need: about 110 bytes an answer
 token for MultiLevelOT. `crosskd distill --teacher_cache DIR` then trains without loading the teacher."""
@@ -43,7 +44,9 @@ class CacheArguments:
     supervision: Literal["labels", "teacher"] = field(
         default="labels", metadata={"help": "whose answers: the data's labels, or the teacher's own"}
     )
-    number_few_shot: int = field(default=5, metadata={"help": "examples in the prompt"})
+    number_few_shot: int | None = field(
+        default=None, metadata={"help": "examples in the prompt; default: 5, or as many as the task has"}
+    )
     teacher_prompt_style: Literal["auto", "plain", "chat"] = field(
         default="auto", metadata={"help": "auto takes the chat template where there is one"}
     )
@@ -73,12 +76,17 @@ class CacheArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("cache", DESCRIPTION, [CacheArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Capture the targets of every example that the cache does not hold yet."""
-    (arguments,) = VerbParser("cache", DESCRIPTION, [CacheArguments]).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     check_counts(arguments, ("batch_size", "shard_size", "teacher_max_length"))
-    check_counts(arguments, ("number_few_shot",), least=0)
+    shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     part = parse_part(arguments.shard)
     examples = supervised_examples(load_examples(arguments.data, arguments.split), arguments.supervision)
     request = merged_request(arguments)
@@ -96,7 +104,7 @@ def run(words: Sequence[str]) -> None:
     teacher = TeacherRun(
         loaded,
         arguments.task,
-        number_few_shot=arguments.number_few_shot,
+        number_few_shot=shots,
         prompt_style=arguments.teacher_prompt_style,
         max_length=arguments.teacher_max_length,
         supervision=arguments.supervision,
@@ -118,7 +126,7 @@ def run(words: Sequence[str]) -> None:
         if part == (1, 1):
             cache.remove_leftovers()
     size = sum(path.stat().st_size for path in folder.iterdir())
-    output.print(f"{len(problems)} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
+    say(f"{len(problems)} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
 
 
 def merged_request(arguments: CacheArguments) -> TargetRequest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from crosskd.cli.checks import check_counts
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import output, say_json, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
 from crosskd.evaluation.compare import open_evaluation, pair_evaluations
@@ -51,9 +50,14 @@ class CompareArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace an existing file"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("compare", DESCRIPTION, [CompareArguments], positional=("runs",))]
+
+
 def run(words: Sequence[str]) -> None:
     """Compare, show, and write if asked."""
-    (arguments,) = VerbParser("compare", DESCRIPTION, [CompareArguments], positional=("runs",)).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     check_counts(arguments, ("examples", "seed"), least=0)
     path = Path(arguments.output) if arguments.output else None
@@ -63,7 +67,7 @@ def run(words: Sequence[str]) -> None:
         write_text(path, WRITERS[ending](comparison))
     headline = next(iter(comparison.differences[0]))
     if arguments.json:
-        output.print_json(json.dumps(comparison_record(comparison, headline, arguments.examples)))
+        say_json(comparison_record(comparison, headline, arguments.examples))
         return
     output.print(comparison_table(comparison))
     if arguments.examples:

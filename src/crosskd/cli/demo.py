@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crosskd.cli.checks import check_seed
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import output, say, start_logging
 from crosskd.cli.demo_models import find_demo_models
 from crosskd.cli.parsing import VerbParser
 from crosskd.cli.steps import Step, run_step
@@ -51,9 +51,14 @@ FULL = Size(train=240, validation=60)
 QUICK = Size(train=32, validation=12)
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("demo", DESCRIPTION, [DemoArguments], epilog=EPILOG)]
+
+
 def run(words: Sequence[str]) -> None:
     """Run the steps that are not finished, then show the table and the report."""
-    (arguments,) = VerbParser("demo", DESCRIPTION, [DemoArguments], epilog=EPILOG).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     check_seed(arguments.seed)
     started = time.monotonic()
@@ -65,10 +70,8 @@ def run(words: Sequence[str]) -> None:
         Evaluation.load(folder / "scores" / name) for name in ("teacher", "untouched", "sft", "multilevel_ot")
     ]
     output.print(results_table(evaluations))
-    output.print(f"report: {(folder / 'report.html').resolve()}")
-    output.print(
-        f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot"
-    )
+    say(f"report: {(folder / 'report.html').resolve()}")
+    say(f"{(time.monotonic() - started) / 60:.1f} minutes; students in {folder}/sft and {folder}/multilevel_ot")
 
 
 def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int) -> list[Step]:
@@ -78,7 +81,7 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
     def evaluation(title: str, name: str, model: str, shots: int = 0) -> Step:
         words = ["evaluate", "--model", model, "--data", data, "--output", str(scores / name)]
         words += ["--number_few_shot", str(shots), "--prompt_style", "plain", "--limit", str(size.validation)]
-        return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json")
+        return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json", resumable=True)
 
     def training(method: str, *more: str) -> Step:
         words = ["distill", "--config", str(recipe_path("demo_qed")), "--student", str(student), "--data", data]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
 from crosskd.errors import UsageError
@@ -77,14 +77,17 @@ class DistillArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what output_dir holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    inherited = {item.name for item in fields(TrainingArguments)}
+    types = [DistillArguments, DistillationConfig]
+    return [VerbParser("distill", DESCRIPTION, types, hidden=inherited - _SHOWN, epilog=EPILOG)]
+
+
 def run(words: Sequence[str]) -> None:
     """Train, and save the student."""
-    inherited = {item.name for item in fields(TrainingArguments)}
-    parser = VerbParser(
-        "distill", DESCRIPTION, [DistillArguments, DistillationConfig], hidden=inherited - _SHOWN, epilog=EPILOG
-    )
-    arguments, config = parser.parse(words)
     start_logging()
+    arguments, config = parsers()[0].parse(words)
     folder = Path(str(config.output_dir))
     first = config.process_index == 0  # of several processes one looks after the folder, before the others write
     if first:
@@ -93,7 +96,7 @@ def run(words: Sequence[str]) -> None:
     if arguments.resume and has_begun(folder):
         check_settings(folder, config, sources)
         if is_finished(folder):
-            output.print(f"{folder} is finished already; it is left as it is")
+            say(f"{folder} is finished already; it is left as it is")
             return
     trainer = build_trainer(arguments, config, sources)
     with config.main_process_first(desc="output folder"):
@@ -106,7 +109,7 @@ def run(words: Sequence[str]) -> None:
     trainer.save_model()
     trainer.save_state()
     if first:
-        output.print(f"student: {folder}")
+        say(f"student: {folder}")
 
 
 def sources_of(arguments: DistillArguments) -> dict[str, Any]:

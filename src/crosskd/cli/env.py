@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
 
-from crosskd.cli.console import output
+from crosskd.cli.console import output, say_json
 from crosskd.cli.demo_models import find_demo_models
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
@@ -25,14 +24,17 @@ class EnvArguments:
     json: bool = field(default=False, metadata={"help": "print JSON, for a bug report or a script"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("env", "Show versions, machine, and what crosskd finds there.", [EnvArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Print what this machine is and has."""
-    (arguments,) = VerbParser("env", "Show versions, machine, and what crosskd finds there.", [EnvArguments]).parse(
-        words
-    )
+    (arguments,) = parsers()[0].parse(words)
     facts = {**package_versions(), **describe_machine(), **_found()}
     if arguments.json:
-        output.print_json(json.dumps(facts))
+        say_json(facts)
         return
     table = Table(show_header=False, box=None)
     for name, value in facts.items():

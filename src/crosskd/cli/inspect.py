@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from transformers.configuration_utils import PreTrainedConfig
 
 from crosskd.cli.checks import check_counts
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import say_json, start_logging
 from crosskd.cli.inspect_costs import cache_sizes, estimate_time, model_facts, read_config
 from crosskd.cli.inspect_tables import show
 from crosskd.cli.parsing import VerbParser
@@ -43,7 +42,9 @@ class InspectArguments:
     supervision: Literal["labels", "teacher"] = field(
         default="labels", metadata={"help": "whose answers: the data's labels, or the teacher's own"}
     )
-    number_few_shot: int = field(default=5, metadata={"help": "examples in the teacher's prompt"})
+    number_few_shot: int | None = field(
+        default=None, metadata={"help": "examples in the teacher's prompt; default: 5, or as many as the task has"}
+    )
     teacher_prompt_style: Literal["auto", "plain", "chat"] = field(
         default="auto", metadata={"help": "auto takes the chat template where there is one"}
     )
@@ -56,16 +57,19 @@ class InspectArguments:
     json: bool = field(default=False, metadata={"help": "print JSON, for a script"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("inspect", DESCRIPTION, [InspectArguments], positional=("teacher", "student"))]
+
+
 def run(words: Sequence[str]) -> None:
     """Compare, estimate, warn, and print it all."""
-    parser = VerbParser("inspect", DESCRIPTION, [InspectArguments], positional=("teacher", "student"))
-    (arguments,) = parser.parse(words)
+    (arguments,) = parsers()[0].parse(words)
     check_counts(arguments, ("limit", "max_length", "teacher_max_length"))
-    check_counts(arguments, ("number_few_shot",), least=0)
     start_logging()
     findings = inspect(arguments)
     if arguments.json:
-        output.print_json(json.dumps(findings))
+        say_json(findings)
     else:
         show(findings)
 
@@ -74,10 +78,13 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
     """All findings, as numbers and texts: ``models``, ``data``, ``tokenizers``, ``cache``, ``time``, ``warnings``."""
     examples = load_examples(arguments.data, arguments.split)
     looked_at = examples.select(range(min(arguments.limit, len(examples)))).to_list()
+    shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     names = {"teacher": arguments.teacher, "student": arguments.student}
     trust = arguments.trust_remote_code
     configs = {role: read_config(name, trust_remote_code=trust) for role, name in names.items()}
-    teacher, student = (_side(role, names[role], configs[role], arguments) for role in names)
+    teacher, student = (
+        _side(role, names[role], configs[role], arguments, shots if role == "teacher" else 0) for role in names
+    )
     comparison = compare_tokenizers(teacher, student, looked_at, supervision=arguments.supervision)
     facts = {role: model_facts(names[role], configs[role], trust_remote_code=trust) for role in names}
     outputs = {role: facts[role].output_entries for role in names}
@@ -88,7 +95,7 @@ def inspect(arguments: InspectArguments) -> dict[str, Any]:
             "split": arguments.split,
             "task": arguments.task,
             "examples": len(examples),
-            "number_few_shot": arguments.number_few_shot,
+            "number_few_shot": shots,
         },
         "tokenizers": comparison.to_dict(),
         "cache": [asdict(size) for size in cache_sizes(comparison, len(examples))],
@@ -103,14 +110,14 @@ def _of_data(examples: list[dict[str, Any]]) -> list[Finding]:
     return [Finding("answers_of_several_lines", f"{lines[:1].upper()}{lines[1:]}.")] if lines else []
 
 
-def _side(role: str, name: str, config: PreTrainedConfig, arguments: InspectArguments) -> Side:
+def _side(role: str, name: str, config: PreTrainedConfig, arguments: InspectArguments, shots: int) -> Side:
     """How training would read an example on this side."""
     is_student = role == "student"
     tokenizer = load_tokenizer(name, trust_remote_code=arguments.trust_remote_code)
     builder = PromptBuilder(
         tokenizer,
         load_task(arguments.task),
-        number_few_shot=0 if is_student else arguments.number_few_shot,
+        number_few_shot=shots,
         style=arguments.student_prompt_style if is_student else arguments.teacher_prompt_style,
     )
     wanted = arguments.max_length if is_student else arguments.teacher_max_length

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from crosskd.cli.console import output
+from crosskd.cli.console import output, say
 
 ROLES = ("teacher", "student")
 _Rows = Sequence[tuple[str, ...]]
@@ -19,10 +19,9 @@ _WIDTHS = (24, 26, 26)  # with two spaces between them: 80 columns
 def show(findings: Mapping[str, Any]) -> None:
     """Print models, vocabularies, habits, lengths, an example, costs and warnings."""
     data, tokenizers = findings["data"], findings["tokenizers"]
-    output.print(
+    say(
         f"{data['source']}, split {data['split']}, task {data['task']}: "
-        f"{tokenizers['examples']:,} of {data['examples']:,} examples looked at",
-        highlight=False,
+        f"{tokenizers['examples']:,} of {data['examples']:,} examples looked at"
     )
     _pair("Models", _models(findings["models"], tokenizers))
     _pair("How text is cut", [_once(row) for row in _habits(tokenizers)])
@@ -170,7 +169,7 @@ def _example(example: Mapping[str, Any]) -> None:
 def _warnings(warnings: Sequence[Mapping[str, str]]) -> None:
     output.print()
     if not warnings:
-        output.print("Nothing was found that is known to hurt.")
+        say("Nothing was found that is known to hurt.")
         return
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
     for number, warning in enumerate(warnings, start=1):

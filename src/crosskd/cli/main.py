@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from crosskd.cli.failures import one_line
-from crosskd.errors import Terminated, TrainingFailed, UsageError, did_you_mean
+from crosskd.errors import Terminated, TrainingFailed, UsageError, did_you_mean, visible
 
 VERBS = {
     "demo": "distil a real small model end to end, on this machine",
@@ -30,7 +31,7 @@ VERBS = {
 }
 
 
-RESUMABLE = frozenset({"demo", "answer", "cache", "distill", "recipes"})
+RESUMABLE = frozenset({"demo", "answer", "cache", "distill", "evaluate", "recipes"})
 """Verbs that keep what they did before they were interrupted, and go on from it with ``--resume``."""
 
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # chosen before torch and transformers are imported by a verb
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft imports it where it is installed, and it then warns of kernels that a CPU lacks
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview())
         return 0
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminated_by_signal():
             return run_verb(words[0], words[1:])
     except KeyboardInterrupt as interrupt:
-        sys.stderr.write(f"crosskd {words[0]}: {str(interrupt) or _how_to_go_on(words)}\n")
+        sys.stderr.write(f"crosskd {words[0]}: {visible(str(interrupt)) or _how_to_go_on(words)}\n")
         return 143 if isinstance(interrupt, Terminated) else 130
 
 
@@ -68,19 +71,23 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     try:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
+        # a verb takes seconds to import: help and typing mistakes need not wait for it
+        from crosskd.cli.parsing import check_early
+
+        check_early(verb, words)
         importlib.import_module(f"crosskd.cli.{verb}").run(words)
     except UsageError as error:
         if os.environ.get("CROSSKD_DEBUG"):
             raise
-        sys.stderr.write(f"crosskd {verb}: error: {error}\n")
+        sys.stderr.write(f"crosskd {verb}: error: {visible(str(error))}\n")
         return 2
     except TrainingFailed as error:
-        sys.stderr.write(f"crosskd {verb}: {error}\n")
+        sys.stderr.write(f"crosskd {verb}: {visible(str(error))}\n")
         return 1
     except Exception as error:
         if (told := one_line(error)) is None or os.environ.get("CROSSKD_DEBUG"):
             raise
-        sys.stderr.write(f"crosskd {verb}: error: {' '.join(told.split())}\n")
+        sys.stderr.write(f"crosskd {verb}: error: {visible(' '.join(told.split()))}\n")
         return 2
     return 0
 

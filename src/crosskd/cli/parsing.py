@@ -1,18 +1,19 @@
-"""Flags and YAML keys from the fields of dataclasses."""
+"""Flags and YAML keys: from the fields of dataclasses, checked before anything large is imported."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
 
 from crosskd.cli.checks import check_values
+from crosskd.cli.flags import VerbFlags, flags_of, known_flags
 from crosskd.errors import UsageError, did_you_mean
 from crosskd.files import parse_yaml
 
@@ -20,49 +21,36 @@ ABOUT = "about"
 """A key that files of flags may have: facts for readers, not a flag."""
 
 
-class VerbParser(HfArgumentParser):
-    """`transformers.HfArgumentParser` with ``--config``, help that can be read, and errors of one line.
+class FlagParser(argparse.ArgumentParser):
+    """Checks a command line against the flags of a verb: ``--config``, help that can be read, errors of one line.
 
     Args:
-        verb: The verb, for help.
-        description: What it does, for a stranger.
-        dataclasses: Whose fields become flags.
-        hidden: Flags that ``--help`` leaves to ``--help_all``.
-        epilog: Printed under the flags.
-        positional: Flags that may be given without their names, in this order: ``crosskd inspect TEACHER STUDENT``;
-            one that takes several values takes all words in a row.
+        verb_flags: The verb and its flags.
     """
 
-    def __init__(
-        self,
-        verb: str,
-        description: str,
-        dataclasses: Sequence[type],
-        *,
-        hidden: Iterable[str] = (),
-        epilog: str | None = None,
-        positional: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, verb_flags: VerbFlags) -> None:
         super().__init__(
-            dataclasses,  # pyright: ignore[reportArgumentType]
-            prog=f"crosskd {verb}",
-            description=description,
-            epilog=epilog,
+            prog=f"crosskd {verb_flags.verb}",
+            description=verb_flags.description,
+            epilog=verb_flags.epilog,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
-            usage=" ".join(["crosskd", verb, *map(str.upper, positional), "[flags]"]),
+            usage=" ".join(["crosskd", verb_flags.verb, *map(str.upper, verb_flags.positional), "[flags]"]),
         )
-        self._hidden = set(hidden)
-        self._positional = tuple(positional)
+        self.verb_flags = verb_flags
+        self._positional = verb_flags.positional
+        for flag in verb_flags.flags:
+            _add(self, flag)
         self.add_argument("--config", metavar="FILE", help="YAML file of flags, without their dashes")
-        if self._hidden:
+        if verb_flags.hidden:
             self.add_argument("--help_all", action="store_true", help="show every flag")
 
-    def parse(self, words: Sequence[str]) -> tuple[Any, ...]:
-        """Make the dataclasses: command line over YAML over defaults.
+    def check(self, words: Sequence[str]) -> argparse.Namespace:
+        """Read the values of all flags: command line over YAML over defaults.
 
         Raises:
             UsageError: An unknown flag or key (the nearest is suggested), a value of a wrong kind, a missing flag.
+            SystemExit: Help was asked for, and is printed.
         """
         if "--help_all" in words:
             self.print_help()
@@ -72,28 +60,14 @@ class VerbParser(HfArgumentParser):
             if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
                 self._refuse(word)
         words = [*self._words_of_file(words), *self._name_positional(words)]
-        try:
-            namespace, unknown = self.parse_known_args(words)
-            if unknown:
-                self._refuse(unknown[0])
-            return self._instances(namespace)
-        except UsageError:
-            raise
-        except (ValueError, TypeError, ImportError) as error:  # a dataclass refused its values
-            raise UsageError(str(error).strip().split("\n")[0]) from error
+        namespace, unknown = self.parse_known_args(words)
+        if unknown:
+            self._refuse(unknown[0])
+        return namespace
 
     def error(self, message: str) -> NoReturn:
         """Argparse found a value of a wrong kind or misses a flag."""
         raise UsageError(message, fix=f"`{self.prog} --help` lists the flags")
-
-    def _instances(self, namespace: argparse.Namespace) -> tuple[Any, ...]:
-        values = vars(namespace)
-        check_values(values)
-        made = []
-        for dataclass_type in self.dataclass_types:
-            names = [name for name, field in dataclass_type.__dataclass_fields__.items() if field.init]
-            made.append(dataclass_type(**{name: values[name] for name in names if name in values}))
-        return tuple(made)
 
     def _flags(self) -> dict[str, argparse.Action]:
         return {action.dest: action for action in self._actions if action.dest not in ("help", "help_all", "config")}
@@ -155,8 +129,90 @@ class VerbParser(HfArgumentParser):
 
     def _hide(self) -> None:
         for action in self._actions:
-            if action.dest in self._hidden:
+            if action.dest in self.verb_flags.hidden:
                 action.help = argparse.SUPPRESS
+
+
+class VerbParser(FlagParser):
+    """A `FlagParser` whose flags are the fields of dataclasses, and that makes them.
+
+    Args:
+        verb: The verb, for help.
+        description: What it does, for a stranger.
+        dataclasses: Whose fields become flags.
+        hidden: Flags that ``--help`` leaves to ``--help_all``.
+        epilog: Printed under the flags.
+        positional: Flags that may be given without their names, in this order: ``crosskd inspect TEACHER STUDENT``;
+            one that takes several values takes all words in a row.
+    """
+
+    def __init__(
+        self,
+        verb: str,
+        description: str,
+        dataclasses: Sequence[type],
+        *,
+        hidden: Iterable[str] = (),
+        epilog: str | None = None,
+        positional: Sequence[str] = (),
+    ) -> None:
+        flags = flags_of(dataclasses)
+        super().__init__(VerbFlags(verb, description, flags, frozenset(hidden), tuple(positional), epilog))
+        self.dataclasses = list(dataclasses)
+
+    def parse(self, words: Sequence[str]) -> tuple[Any, ...]:
+        """Make the dataclasses: command line over YAML over defaults.
+
+        Raises:
+            UsageError: As for `check`, or a dataclass refused its values.
+        """
+        values = vars(self.check(words))
+        check_values(values)
+        try:
+            return tuple(self._made(each, values) for each in self.dataclasses)
+        except UsageError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:
+            raise UsageError(str(error).strip().split("\n")[0]) from error
+
+    def _made(self, dataclass_type: Any, values: dict[str, Any]) -> Any:
+        names = [name for name, field in dataclass_type.__dataclass_fields__.items() if field.init]
+        return dataclass_type(**{name: values[name] for name in names if name in values})
+
+
+def check_early(verb: str, words: Sequence[str]) -> None:
+    """Print the help of a verb, or find mistakes in its flags, without importing it.
+
+    Does nothing where the flags of the verb are not known, or ``--config`` names a pipe, which can be read only once.
+
+    Raises:
+        UsageError, SystemExit: As for `FlagParser.check`.
+    """
+    flags = known_flags(verb)
+    paths = [Path(word.partition("=")[2]) for word in words if word.startswith("--config=")]
+    paths += [Path(after) for word, after in itertools.pairwise(words) if word == "--config"]
+    if flags is not None and not any(path.exists() and not path.is_file() and not path.is_dir() for path in paths):
+        FlagParser(flags).check(words)
+
+
+def _add(parser: argparse.ArgumentParser, flag: Mapping[str, Any]) -> None:
+    """One flag as `crosskd.cli.flags` describes it."""
+    given = {name: value for name, value in flag.items() if name not in ("options", "kind")}
+    if flag["kind"] == "off":
+        parser.add_argument(*flag["options"], action="store_false", **given)
+    else:
+        parser.add_argument(*flag["options"], type=_KINDS[flag["kind"]], **given)
+
+
+def _truth(word: str) -> bool:
+    if word.lower() in ("true", "t", "yes", "y", "1"):
+        return True
+    if word.lower() in ("false", "f", "no", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"got {word!r}, expected true or false")
+
+
+_KINDS = {"int": int, "float": float, "text": str, "truth": _truth}
 
 
 class _HelpFormatter(argparse.HelpFormatter):

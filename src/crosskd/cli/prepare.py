@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import output, say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import prepare_examples, save_prepared
 from crosskd.errors import UsageError
@@ -56,9 +56,14 @@ class PrepareArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace what the output folder holds"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("prepare", DESCRIPTION, [PrepareArguments])]
+
+
 def run(words: Sequence[str]) -> None:
     """Prepare the examples, write them, and show what was kept and dropped."""
-    (arguments,) = VerbParser("prepare", DESCRIPTION, [PrepareArguments]).parse(_with_one_map(words))
+    (arguments,) = parsers()[0].parse(_with_one_map(words))
     start_logging()
     check_output_folder(arguments.output, overwrite=arguments.overwrite)
     _check_apart(arguments.data, arguments.output)
@@ -136,13 +141,14 @@ def _check_apart(data: str, output: str) -> None:
 
 
 def _show(summary: Mapping[str, Any], folder: Path) -> None:
-    table = Table("split", "rows", "examples", "dropped", title=f"examples in {folder}", title_justify="left")
+    say(f"examples in {folder}")
+    table = Table("split", "rows", "examples", "dropped")
     for split, counts in summary["splits"].items():
         if counts.get("without_teacher_answer"):
             logger.warning("%s: %d examples have no answer of the teacher", split, counts["without_teacher_answer"])
         table.add_row(split, str(counts["rows"]), str(counts["examples"]), _dropped(counts))
     output.print(table)
-    output.print(_columns(summary["splits"]), highlight=False, markup=False)
+    say(_columns(summary["splits"]))
 
 
 def _dropped(counts: Mapping[str, Any]) -> str:

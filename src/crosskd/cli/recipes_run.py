@@ -101,7 +101,10 @@ def recipe_steps(recipe: Recipe, settings: RunSettings) -> list[Step]:
     steps.append(Step("train the student", words, student / "trainer_state.json", resumable=True))
     evaluate = {**about["evaluate"], "model": student, "data": data, "split": settings.split}
     evaluate |= {"output": settings.scores, "name": recipe.name, **longest}
-    return [*steps, Step("score the student", command_line("evaluate", evaluate), settings.scores / "scores.json")]
+    return [
+        *steps,
+        Step("score the student", command_line("evaluate", evaluate), settings.scores / "scores.json", resumable=True),
+    ]
 
 
 def _check_begun(recipe: Recipe, settings: RunSettings) -> None:

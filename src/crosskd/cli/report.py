@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosskd.cli.console import output, start_logging
+from crosskd.cli.console import say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
 from crosskd.files import check_writable
@@ -32,9 +32,14 @@ class ReportArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace an existing file"})
 
 
+def parsers() -> list[VerbParser]:
+    """What reads the command line."""
+    return [VerbParser("report", DESCRIPTION, [ReportArguments], positional=("runs",))]
+
+
 def run(words: Sequence[str]) -> None:
     """Write the page and say where it is."""
-    (arguments,) = VerbParser("report", DESCRIPTION, [ReportArguments], positional=("runs",)).parse(words)
+    (arguments,) = parsers()[0].parse(words)
     start_logging()
     path = Path(arguments.output)
     if path.exists() and not arguments.overwrite:
@@ -44,4 +49,4 @@ def run(words: Sequence[str]) -> None:
         build_tables(arguments.runs, path)
     else:
         build_report(arguments.runs, path, title=arguments.title, baseline=arguments.baseline)
-    output.print(f"report: {path.resolve()}")
+    say(f"report: {path.resolve()}")

@@ -6,6 +6,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.text import Text
+
 from crosskd.cli.console import console
 from crosskd.cli.main import run_verb
 from crosskd.errors import UsageError
@@ -39,11 +41,11 @@ def run_step(step: Step, *, resume: bool) -> None:
         UsageError: The verb failed; it has said why.
     """
     if step.result is not None and step.result.exists():
-        console.print(f"[dim]done before: {step.title}[/dim]")
+        console.print(f"done before: {step.title}", style="dim")
         return
     again = ["--resume" if step.resumable else "--overwrite"] if resume else []
     words = [*step.words, *(word for word in again if word not in step.words)]
-    console.rule(f"[bold]{step.title}", align="left")
-    console.print(f"$ crosskd {shlex.join(words)}", style="cyan", markup=False, soft_wrap=True)
+    console.rule(Text(step.title, style="bold"), align="left")
+    console.print(f"$ crosskd {shlex.join(words)}", style="cyan", soft_wrap=True)
     if code := run_verb(words[0], words[1:]):
         raise UsageError(f"step {step.title!r}", got=f"exit code {code}", fix="see the line above")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.generation import generate_answers
+from crosskd.evaluation.keeper import AnswerKeeper
 from crosskd.evaluation.metrics import Aggregate, References, RougeVariant
 from crosskd.evaluation.results import Evaluation, Prediction
 from crosskd.evaluation.scoring import Scoring, score
@@ -40,6 +41,7 @@ def evaluate(
     bert_score_model: str | None = None,
     bert_score_layer: int | None = None,
     advance: Callable[[int], None] | None = None,
+    keeper: AnswerKeeper | None = None,
 ) -> Evaluation:
     """Let ``model`` answer ``examples`` greedily and score the answers against all their references.
 
@@ -65,6 +67,7 @@ def evaluate(
         bert_score_model: Encoder for BERTScore (a hub id or folder); None leaves BERTScore out.
         bert_score_layer: Its layer; None takes the one that ``bert-score`` recommends.
         advance: Called with the number of examples answered since the last call (progress bars).
+        keeper: Keeps answers as they come, and has those of an evaluation that was broken off.
 
     Returns:
         Scores, predictions and the settings they were made with.
@@ -85,15 +88,18 @@ def evaluate(
     builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style, append_eos=ends)
     prompts = [builder.build(row, max_tokens=limit) for row in rows]
     scoring = Scoring.prepare(task, rouge_aggregate, rouge_variant, references, bert_score_model, bert_score_layer)
+    kept: dict[str, Any] = {} if keeper is None else {"known": keeper.open(), "keep": keeper.keep}
     started = time.perf_counter()
     answers = generate_answers(
         model, tokenizer, [prompt.ids for prompt in prompts],
         max_new_tokens=max_new_tokens, batch_size=batch_size, shared_prefix=builder.shared_prefix_ids, advance=advance,
+        **kept,
     )  # fmt: skip
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + (keeper.seconds_before if keeper else 0)
     predictions, scores = scoring.apply(rows, answers)
     limits = {"max_new_tokens": max_new_tokens, "longest_prompt": limit, "batch_size": batch_size}
     settings = {**_model_facts(model), "prompt_style": prompt_style, **limits, **scoring.settings, **_counts(prompts)}
+    settings |= {"made_from": dict(keeper.identity)} if keeper else {}
     return Evaluation(
         name=name or settings["model"] or type(model).__name__,
         task=task.name,

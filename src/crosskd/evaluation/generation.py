@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,8 @@ def generate_answers(
     batch_size: int = 8,
     shared_prefix: Sequence[int] = (),
     advance: Callable[[int], None] | None = None,
+    known: Mapping[int, str] | None = None,
+    keep: Callable[[Mapping[int, str]], None] | None = None,
 ) -> list[str]:
     """Let ``model`` answer each prompt greedily; an answer is the first line of what it writes.
 
@@ -56,6 +58,9 @@ def generate_answers(
         shared_prefix: Token ids with which all prompts begin (few-shot examples). Their key-value states are then
             computed once, for architectures where that is exact: the outputs are the same up to rounding.
         advance: Called with the number of prompts answered since the last call (progress bars).
+        known: Answers of an earlier call with the same arguments that was broken off, by the number of their prompt.
+            The rest is answered in the same batches, so that the answers are the same to the last bit.
+        keep: Called with the answers of each batch, by the number of their prompt, as soon as they are there.
 
     Returns:
         N answers, in the order of the prompts, without white space at the ends.
@@ -71,9 +76,13 @@ def generate_answers(
         prefix = _prefix(model, prompts, shared_prefix)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            for index, answer in zip(
-                batch, _answer_batch(model, tokenizer, [prompts[i] for i in batch], config, prefix), strict=True
-            ):
+            found = {index: known[index] for index in batch if index in known} if known else {}
+            if len(found) < len(batch):
+                new = _answer_batch(model, tokenizer, [prompts[i] for i in batch], config, prefix)
+                found = dict(zip(batch, new, strict=True))
+                if keep is not None:
+                    keep(found)
+            for index, answer in found.items():
                 answers[index] = answer
             if advance is not None:
                 advance(len(batch))

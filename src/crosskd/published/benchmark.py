@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crosskd.cli.console import output, progress, start_logging
+from crosskd.cli.console import progress, say_json, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.errors import UsageError
 from crosskd.evaluation.bertscore import DEFAULT_MODEL, bert_score_settings
@@ -79,7 +79,7 @@ def run(words: Sequence[str]) -> None:
         lines = [{"answers": each.answers, "prediction_text": each.prediction} for each in found.predictions]
         write_jsonl(predictions_file, lines)
     write_json(scores_file, record)
-    output.print_json(data=record)
+    say_json(record)
 
 
 def output_files(flags: BenchmarkFlags, titled: bool) -> tuple[Path, Path | None]:

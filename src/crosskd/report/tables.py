@@ -38,7 +38,7 @@ def results_table(evaluations: Sequence[Evaluation], *, title: str | None = None
     comes first. The best score of a column is bold where there is more than one row.
     """
     note = how_computed(evaluations)
-    table = Table(title=title, caption=Text(note) if note else None, caption_justify="left")
+    table = Table(title=Text(title) if title else None, caption=Text(note) if note else None, caption_justify="left")
     table.add_column("model", overflow="fold")
     for heading in headings(evaluations)[1:]:
         table.add_column(heading, justify="right", no_wrap=True)

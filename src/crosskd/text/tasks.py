@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,13 @@ import yaml
 from crosskd.errors import UsageError, did_you_mean
 from crosskd.files import parse_yaml
 
+logger = logging.getLogger(__name__)
+
 FIELDS = ("title", "context", "question")
 METRICS = ("f1", "exact_match", "rouge", "bert_score")
 TASK_KEYS = ("name", "system", "format", "shots", "metrics")
+USUAL_SHOTS = 5
+"""Shots in a teacher's prompt unless a number is given."""
 SHOT_KEYS = ("title", "context", "question", "answer")
 ALIASES = {"qed": "qa", "fairytaleqa": "qa_generative", "dialogsum": "summary_dialogue", "pubmedqa": "qa_medical"}
 """Data sets to the tasks that they are for; `load_task` takes these names too."""
@@ -80,6 +85,28 @@ class Task:
     def fields(self) -> tuple[str, ...]:
         """Placeholders of the format, each once, in the order of `FIELDS`."""
         return tuple(name for name in FIELDS if name in _placeholders(self.request_format))
+
+    def number_of_shots(self, wanted: int | None, *, tell: bool = True) -> int:
+        """How many shots a prompt gets: as many as are wanted; if nobody said, `USUAL_SHOTS` or all that there are.
+
+        Args:
+            wanted: The number, or None for the usual one.
+            tell: Whether the log says that the task has fewer than the usual number.
+
+        Raises:
+            UsageError: More are wanted than the task has, or fewer than none.
+        """
+        if wanted is None:
+            if tell and len(self.shots) < USUAL_SHOTS:
+                logger.info(
+                    "task %s has %d shots: prompts get these, not %d", self.name, len(self.shots), USUAL_SHOTS
+                )  # fmt: skip
+            return min(USUAL_SHOTS, len(self.shots))
+        if not 0 <= wanted <= len(self.shots):
+            fix = f"give at most {len(self.shots)}, or leave it out" if wanted > 0 else None
+            expected = f"0 to {len(self.shots)}, the shots of task {self.name}"
+            raise UsageError("--number_few_shot", got=wanted, expected=expected, fix=fix)
+        return wanted
 
     def request(self, fields: Mapping[str, Any]) -> str:
         """Fill the request format in; a line whose fields are all empty is left out.

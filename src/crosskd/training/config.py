@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from crosskd.errors import UsageError
 from crosskd.losses.base import DistillationMethod
 from crosskd.losses.registry import METHODS, create_method, setting_names
+from crosskd.text.tasks import load_task
 from crosskd.training.ranges import check_reports, check_schedule, check_training_ranges
 
 _PAPER = "arXiv 2412.14528"
@@ -73,7 +74,9 @@ class DistillationConfig(TrainingArguments):
     method_settings: dict | str | None = field(
         default=None, metadata={"help": "further settings of a method of your own, as JSON"}
     )
-    number_few_shot: int = _setting(5, "examples in the teacher's prompt; the student gets none")
+    number_few_shot: int = _setting(
+        None, "examples in the teacher's prompt; the student gets none; default: 5, or as many as the task has"
+    )
     student_prompt_style: Literal["auto", "plain", "chat"] = _setting(
         "auto", "prompt of the student; auto takes the chat template where there is one"
     )
@@ -102,6 +105,8 @@ class DistillationConfig(TrainingArguments):
     remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")
 
     def __post_init__(self) -> None:
+        asked = self.method in METHODS and METHODS[self.method].needs_teacher
+        self.number_few_shot = load_task(self.task).number_of_shots(self.number_few_shot, tell=asked)
         self._given = _values(self)  # before anything is derived from it
         check_training_ranges(self)
         _check_ranges(self)
@@ -204,7 +209,7 @@ def _mapping(settings: dict | str | None) -> dict[str, Any] | None:
 
 
 def _check_ranges(config: DistillationConfig) -> None:
-    for name in ("distillation_weight", "number_few_shot", "top_k", "top_entries", "freeze_layers"):
+    for name in ("distillation_weight", "top_k", "top_entries", "freeze_layers"):
         if getattr(config, name) < 0:
             raise UsageError(name, got=getattr(config, name), expected="0 or more")
     for name in ("max_length", "teacher_max_length"):
