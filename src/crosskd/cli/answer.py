@@ -86,6 +86,7 @@ def run(words: Sequence[str]) -> None:
         prompt_style=arguments.prompt_style,
         max_length=arguments.max_length,
     )
+    teacher.check(examples)
     identity = {**teacher.identity(examples, arguments.split, arguments.shard_size), "format": arguments.format}
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
     answers = AnswerFolder.open(folder, identity)

@@ -97,6 +97,7 @@ def run(words: Sequence[str]) -> None:
         max_length=arguments.teacher_max_length,
         supervision=arguments.supervision,
     )
+    teacher.check(examples)
     dtype = getattr(torch, arguments.target_dtype)
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=goes_on)
     cache = TargetCache.create(folder, teacher.identity(examples, request, dtype, arguments.shard_size))

@@ -96,7 +96,7 @@ def check_token_ids(
         largest = max(ids, default=0)
         if largest >= embeddings:
             raise UsageError(
-                f"{where}: token {largest}",
+                f"{where} holds token {largest}",
                 expected=f"less than {embeddings}, the embeddings of {model_name}",
                 fix=fix or "take the model's own tokenizer, or give the model embeddings for added tokens",
             )
