@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BloomConfig,
+    Gemma3Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
     LlamaConfig,
@@ -133,6 +134,16 @@ def _gemma3(**values: Any) -> PreTrainedConfig:
     return Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=24, layer_types=layers, **values)
 
 
+def _gemma3_with_images(**values: Any) -> PreTrainedConfig:
+    """From 4B on: its class reads images too, and has the name of an encoder-decoder; the vision tower is as deep."""
+    vision: dict[str, Any] = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    marks = {f"{name}_token_index": values["vocab_size"] - at for at, name in enumerate(("boi", "eoi", "image"), 1)}
+    return Gemma3Config(text_config=_gemma3(**values).to_dict(), vision_config=vision, mm_tokens_per_image=4, **marks)
+
+
 def _smollm(**values: Any) -> PreTrainedConfig:
     return LlamaConfig(**_GROUPED, tie_word_embeddings=True, **values)
 
@@ -190,7 +201,7 @@ FAMILIES: dict[str, Family] = {
         pad="<|endoftext|>", template=templates.QWEN3, system=_OWN_TURN,
     ),
     "gemma3": Family(
-        "Gemma 3", _gemma3, "sentencepiece",
+        "Gemma 3 below 4B", _gemma3, "sentencepiece",
         ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"), "<eos>", "<bos>", "<pad>",
         before="<bos>", template=templates.GEMMA3, system=_FIRST_TURN, ran="Gemma 3 270M (teacher of the demo)",
     ),
@@ -216,6 +227,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "t5": Family("T5, Flan-T5", _t5, **_UNIGRAM),
     "mt5": Family("mT5, mT0", _mt5, **_UNIGRAM),
+    "gemma3_with_images": Family(
+        "Gemma 3 of 4B and more", _gemma3_with_images, "sentencepiece",
+        ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"), "<eos>", "<bos>", "<pad>",
+        before="<bos>", template=templates.GEMMA3, system=_FIRST_TURN,
+    ),
 }  # fmt: skip
 CAUSAL = [name for name, family in FAMILIES.items() if not family.encoder_decoder]
 CHAT = [name for name, family in FAMILIES.items() if family.template]
@@ -260,6 +276,11 @@ def _tiny(name: str) -> LoadedModel:
             if config.is_encoder_decoder and place.endswith(".q.weight"):
                 parameter.mul_(config.d_kv**-0.5)  # T5 leaves the scaling of attention to its weights
     return LoadedModel(model.eval(), tokenizer, name)
+
+
+def reads_images(parameter: str) -> bool:
+    """Whether a parameter of that name belongs to the part of a model that sees images, which text does not reach."""
+    return "vision_tower" in parameter or "multi_modal_projector" in parameter
 
 
 def save_tiny(name: str, folder: Path, template: str | None = None) -> Path:

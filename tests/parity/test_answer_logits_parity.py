@@ -35,7 +35,7 @@ def expected_logits(model: torch.nn.Module, example: TokenizedExample) -> torch.
 @pytest.mark.parametrize("family", list(CONFIGS))
 def test_left_padded_answer_logits_equal_unpadded_full_logits(family: str) -> None:
     model = tiny_model(family)
-    batch = collate_answers([e.prompt_ids for e in EXAMPLES], [e.answer_ids for e in EXAMPLES], pad_token_id=0)
+    batch = collate_answers([e.prompt_ids for e in EXAMPLES], [e.answer_ids for e in EXAMPLES])
     with torch.no_grad():
         logits = answer_logits(model, batch, batch["labels"].shape[1])
     assert logits.shape[1] == 4

@@ -93,10 +93,9 @@ def test_an_answer_continues_its_prompt(name: str, append_eos: bool) -> None:
 
 def batch_of(loaded: LoadedModel, examples: list[TokenizedExample]) -> dict[str, torch.Tensor]:
     prompts, answers = [e.prompt_ids for e in examples], [e.answer_ids for e in examples]
-    pad = int(loaded.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     if loaded.model.config.is_encoder_decoder:
-        return collate_encoder_decoder(prompts, answers, pad, loaded.model.config.decoder_start_token_id)
-    return collate_answers(prompts, answers, pad)
+        return collate_encoder_decoder(prompts, answers, loaded.model.config.decoder_start_token_id)
+    return collate_answers(prompts, answers)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

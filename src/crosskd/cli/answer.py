@@ -94,6 +94,7 @@ def run(words: Sequence[str]) -> None:
         prompt_style=arguments.prompt_style,
         max_length=arguments.max_length,
     )
+    teacher.check(examples)
     identity = {**teacher.identity(examples, arguments.split, arguments.shard_size), "format": arguments.format}
     with disk_errors(arguments.output, "make room, then give the same command with --resume: whole files are kept"):
         folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)

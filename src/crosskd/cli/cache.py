@@ -109,6 +109,7 @@ def run(words: Sequence[str]) -> None:
         max_length=arguments.teacher_max_length,
         supervision=arguments.supervision,
     )
+    teacher.check(examples)
     dtype = getattr(torch, arguments.target_dtype)
     identity = teacher.identity(examples, request, dtype, arguments.shard_size)
     with disk_errors(arguments.output, "make room, then give the same command with --resume: whole files are kept"):

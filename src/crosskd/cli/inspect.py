@@ -121,5 +121,4 @@ def _side(role: str, name: str, config: PreTrainedConfig, arguments: InspectArgu
         style=arguments.student_prompt_style if is_student else arguments.teacher_prompt_style,
     )
     wanted = arguments.max_length if is_student else arguments.teacher_max_length
-    limits = [limit for limit in (wanted, context_length(config, tokenizer)) if limit is not None]
-    return Side(role, builder, append_eos=is_student, max_length=min(limits) if limits else None)
+    return Side(role, builder, append_eos=is_student, max_length=context_length(config, tokenizer, wanted))

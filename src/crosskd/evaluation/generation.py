@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -19,7 +21,9 @@ from transformers import (
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.prefix_cache import PrefixCache, compute_prefix_cache
-from crosskd.models.limits import context_length
+from crosskd.models.attention_masks import no_empty_rows
+from crosskd.models.finite import check_finite
+from crosskd.models.limits import check_token_ids, context_length, embedding_rows, position_limit
 from crosskd.models.shared_prefix import usable_prefix_length
 
 _LINE_BREAK = re.compile(r"[\r\n]")
@@ -66,13 +70,14 @@ def generate_answers(
         N answers, in the order of the prompts, without white space at the ends.
 
     Raises:
-        UsageError: A number below 1, an empty prompt, or a prompt too long for the model's limit.
+        UsageError: A number below 1, an empty prompt, a prompt too long for the model's limit, tokens that the model
+            has no embeddings for, or weights or logits that are not finite.
     """
     _check(model, tokenizer, prompts, max_new_tokens, batch_size)
     config = _greedy_settings(model, tokenizer, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers = [""] * len(prompts)
-    with _plain_generation(model, config), torch.no_grad():
+    with _plain_generation(model, config), no_empty_rows(), torch.no_grad():
         prefix = _prefix(model, prompts, shared_prefix)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -104,21 +109,60 @@ class FirstLineComplete(StoppingCriteria):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int) -> None:
         self._tokenizer = tokenizer
-        self._start = start
+        self.start = start
         self._done: list[bool] = []
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - a tensor (B,), as the base class documents
         self, input_ids: Tensor, scores: Tensor, **kwargs: Any
     ) -> Tensor:
         """Which of the B rows of ``input_ids`` (B, length) are finished, a bool tensor (B,)."""
-        rows = input_ids[:, self._start :].tolist()
+        rows = input_ids[:, self.start :].tolist()
         self._done = self._done or [False] * len(rows)
         for index, row in enumerate(rows):
             self._done[index] = self._done[index] or self._has_line(row)
         return torch.tensor(self._done, device=input_ids.device)
 
+    def done(self, rows: Tensor) -> Tensor:
+        """Which of the B ``rows`` were finished when it was asked last, a bool tensor (B,)."""
+        return torch.tensor(self._done or [False] * len(rows), device=rows.device)
+
     def _has_line(self, row: list[int]) -> bool:
         return _LINE_BREAK.search(_decode(self._tokenizer, row).lstrip()) is not None
+
+
+class FiniteLogits(LogitsProcessor):
+    """Refuses logits that are NaN or plus infinity, of which greedy decoding would make an answer all the same.
+
+    Finished rows do not count: what the model makes of the padding behind them is of no interest.
+
+    Args:
+        model_name: For the message.
+        lines: Knows the rows that have their line; it is asked after each token.
+        ends: Tokens that end a row.
+    """
+
+    def __init__(self, model_name: str, lines: FirstLineComplete, ends: Sequence[int]) -> None:
+        self._model_name = model_name
+        self._lines = lines
+        self._ends = list(ends)
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - tensors, as the base class documents
+        self, input_ids: Tensor, scores: Tensor
+    ) -> Tensor:
+        """``scores`` (B, V) as they are."""
+        wrong = (scores.isnan() | (scores == torch.inf)).any(-1)
+        if bool(wrong.any()) and bool((wrong & ~self._finished(input_ids)).any()):
+            raise UsageError(
+                f"model {self._model_name!r}",
+                got="logits that are NaN or infinite, from finite weights",
+                expected="finite logits",
+                fix="load it in float32 or bfloat16 (--dtype): its numbers may be too large for float16",
+            )
+        return scores
+
+    def _finished(self, input_ids: Tensor) -> Tensor:
+        new = input_ids[:, self._lines.start :]
+        return torch.isin(new, new.new_tensor(self._ends)).any(-1) | self._lines.done(new)
 
 
 def _answer_batch(
@@ -128,15 +172,18 @@ def _answer_batch(
     config: GenerationConfig,
     prefix: PrefixCache | None,
 ) -> list[str]:
-    input_ids, attention_mask = _left_padded(prompts, int(config.pad_token_id or 0), model.device)
+    input_ids, attention_mask = _padded(prompts, model.device, left=not model.config.is_encoder_decoder)
     start = 1 if model.config.is_encoder_decoder else input_ids.shape[1]
     padding = [input_ids.shape[1] - len(prompt) for prompt in prompts]
     cached = {"past_key_values": prefix.shifted(padding)} if prefix else {}
+    lines = FirstLineComplete(tokenizer, start)
+    finite = FiniteLogits(_name_of(model), lines, config.eos_token_id or [])
     output = model.generate(  # pyright: ignore[reportCallIssue] - typed as if it were a tensor
         input_ids=input_ids,
         attention_mask=attention_mask,
         generation_config=config,
-        stopping_criteria=StoppingCriteriaList([FirstLineComplete(tokenizer, start)]),
+        stopping_criteria=StoppingCriteriaList([lines]),
+        logits_processor=LogitsProcessorList([finite]),
         **cached,
     )
     ends = set(config.eos_token_id or [])
@@ -151,11 +198,22 @@ def _decode(tokenizer: PreTrainedTokenizerBase, row: list[int]) -> str:
     return str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+def _name_of(model: PreTrainedModel) -> str:
+    return model.name_or_path or type(model).__name__
+
+
+def _padded(prompts: Sequence[Sequence[int]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, longest prompt); each row is filled with its own first token, see `crosskd.data.collate`.
+
+    Answers go on at the right end of a causal model's prompt; an encoder reads prompts from column 0 on.
+    """
+    ids = [torch.tensor(prompt) for prompt in prompts]
+    masks = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
+    side = "left" if left else "right"
+    mask = nn.utils.rnn.pad_sequence(masks, batch_first=True, padding_side=side)
+    padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_side=side)
+    firsts = torch.tensor([prompt[0] for prompt in prompts])[:, None]
+    return torch.where(mask.bool(), padded, firsts).to(device), mask.to(device)
 
 
 def _greedy_settings(
@@ -163,7 +221,7 @@ def _greedy_settings(
 ) -> GenerationConfig:
     own = model.generation_config or GenerationConfig()
     ends = end_token_ids(model, tokenizer)
-    # Any id serves as padding, since padding is masked, and what follows an end token is cut.
+    # Any id serves as padding, since it follows a finished answer only, where it is cut.
     pads = [tokenizer.pad_token_id, own.pad_token_id, *ends, 0]
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -224,10 +282,14 @@ def _check(
         raise UsageError(f"prompt {lengths.index(0)} has no tokens")
     longest = max(lengths, default=0)
     room = max_new_tokens if not model.config.is_encoder_decoder else 0
-    limit = context_length(model.config, tokenizer)
+    limit = context_length(model.config, tokenizer) if position_limit(model.config) is not None else None
     if limit is not None and longest + room > limit:
         raise UsageError(
             f"prompt {lengths.index(longest)} has {longest} tokens, and {room} new ones may follow",
             expected=f"at most {limit} together, the model's limit",
             fix="shorten the prompt, or lower max_new_tokens",
         )
+    check_token_ids(
+        ((f"prompt {index}", ids) for index, ids in enumerate(prompts)), embedding_rows(model), _name_of(model)
+    )
+    check_finite(model, _name_of(model))

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from crosskd.models.attention_masks import no_empty_rows
+
 logger = logging.getLogger(__name__)
 
 _EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -63,7 +65,8 @@ def compute_prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> Prefi
     cache = DynamicCache()
     inputs = torch.tensor([list(prefix)], device=model.device)
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    model(input_ids=inputs, past_key_values=cache, use_cache=True, **last_only)
+    with no_empty_rows():
+        model(input_ids=inputs, past_key_values=cache, use_cache=True, **last_only)
     states = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
     layers = tuple((k, v) for k, v in states if isinstance(k, Tensor) and isinstance(v, Tensor))
     if len(layers) < len(states) or any(keys.shape[-2] != len(prefix) for keys, _ in layers):

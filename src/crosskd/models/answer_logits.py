@@ -10,6 +10,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crosskd.models.attention_masks import no_empty_rows
+
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
 
 
@@ -22,7 +24,7 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Any], answer_length: int
     The model's own top-level forward is called, so that the hooks of FSDP and DDP fire. Where the architecture takes
     ``logits_to_keep``, its output layer works on the answer columns alone; elsewhere the full logits are sliced.
     ``position_ids`` are passed where the forward takes them (prompts are left-padded) and dropped where it does not
-    (Bloom counts positions from the mask).
+    (Bloom counts positions from the mask). No attention row is empty, see `crosskd.models.attention_masks`.
 
     Args:
         model: A language model, causal or encoder-decoder, wrapped or not.
@@ -42,7 +44,8 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Any], answer_length: int
         inputs["use_cache"] = False
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = answer_length
-    logits: Tensor = model(**inputs).logits
+    with no_empty_rows():
+        logits: Tensor = model(**inputs).logits
     return logits[:, -answer_length:]
 
 

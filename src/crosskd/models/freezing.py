@@ -38,13 +38,17 @@ def freeze_layers(model: PreTrainedModel, count: int) -> int:
 
 
 def _stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
-    """The lists of blocks, as long as the configuration says, that lie inside no other such list."""
+    """The lists of blocks, as long as the configuration says, that lie inside no other such list.
+
+    Of a model that reads images too, those that read the text.
+    """
     text = model.config.get_text_config(decoder=True)
     names = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
     lengths = {getattr(text, name, None) for name in names} - {None, 0}
+    reader = model if model.config.is_encoder_decoder else model.get_decoder()
     found = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in reader.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) in lengths
     }
     return [stack for name, stack in found.items() if not any(name.startswith(f"{other}.") for other in found)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import (
@@ -18,9 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import modeling_auto
 
 from crosskd.errors import UsageError
-from crosskd.models.adapters import apply_adapter, base_of
+from crosskd.models.adapters import apply_adapter, base_of, check_adapter_file
+from crosskd.models.finite import check_finite
 from crosskd.models.gguf import convert_gguf
 from crosskd.models.quantization import Quantization, quantization_options
 from crosskd.models.special_tokens import ensure_special_tokens
@@ -31,8 +33,9 @@ DTYPES: dict[str, torch.dtype | str] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
-_ENCODER_DECODER_SUFFIX = "ForConditionalGeneration"
+# What classes that write text are called. Those that read images too have the name of encoder-decoders.
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_ENCODER_DECODER_SUFFIXES = ("ForConditionalGeneration",)
 
 
 class LoadedModel(NamedTuple):
@@ -68,14 +71,15 @@ def load_model(
         dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the Python code that the model's repository brings.
-        allow_pickle: Accept ``.bin`` weights, which can run code when they are read; safetensors only otherwise.
+        allow_pickle: Accept ``.bin`` weights, of a model or an adapter, which can run code when they are read;
+            safetensors only otherwise.
         encoder_decoder: Accept encoder-decoder models (T5, mT5) too: they can be students, answer, and be scored.
         quantization: ``"8bit"`` or ``"4bit"`` weights, for a model that is not trained (extra ``bitsandbytes``).
         tokenizer: Where its tokenizer lies, for a model that came without one; None takes the model's own.
 
     Raises:
         UsageError: Nothing is found there, it is not such a language model, its weights are pickled or its code is
-            remote and that was not allowed.
+            remote and that was not allowed, or weights are missing, NaN or infinite.
     """
     if dtype not in DTYPES:
         raise UsageError("dtype", got=dtype, expected="one of " + ", ".join(DTYPES))
@@ -96,10 +100,11 @@ def load_model(
     architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with _no_table_of_mismatches():
-            model = architecture.from_pretrained(
+            loaded: Any = architecture.from_pretrained(
                 location,
                 dtype=DTYPES[dtype],
                 use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
                 **quantization_options(quantization),
                 **options,
             )
@@ -107,6 +112,8 @@ def load_model(
         raise UsageError(
             f"model {str(source)!r}", got=_first_line(error), fix=None if allow_pickle else _weights_hint(error)
         ) from error
+    model, found = loaded
+    _check_weights(model, source, found["missing_keys"])
     return LoadedModel(model.eval(), _tokenizer_of(source, tokenizer, options), str(source))
 
 
@@ -123,6 +130,18 @@ def _no_table_of_mismatches() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(keep)
+
+
+def _check_weights(model: PreTrainedModel, source: str | Path, missing: Iterable[str]) -> None:
+    """Refuse weights that are not all there, for which transformers takes random ones, or that are not finite."""
+    if absent := sorted(missing):
+        raise UsageError(
+            f"model {str(source)!r}",
+            got=f"no weights for {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else ""),
+            expected=f"all weights of a {type(model).__name__}",
+            fix="get the files again, or name the model that they were saved from",
+        )
+    check_finite(model, source)
 
 
 def load_tokenizer(
@@ -147,8 +166,11 @@ def _load_adapted(
     if quantization != "none":
         raise UsageError(f"adapter {source}", got=f"weights in {quantization}", fix="train it with --merge_adapter")
     own = (Path(location) / "tokenizer_config.json").is_file()
+    check_adapter_file(location, allow_pickle=options["allow_pickle"])
     base = load_model(base_of(location), **options, tokenizer=tokenizer or (location if own else None))
-    return LoadedModel(apply_adapter(base.model, location).eval(), base.tokenizer, str(source))
+    model = apply_adapter(base.model, location)
+    check_finite(model, source)
+    return LoadedModel(model.eval(), base.tokenizer, str(source))
 
 
 def _tokenizer_of(model: str | Path, tokenizer: str | Path | None, options: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -196,17 +218,39 @@ def check_language_model(
         config = AutoConfig.from_pretrained(location, **options)
     except Exception as error:  # values of a wrong type, too
         raise UsageError(f"model {str(source)!r}", got=_first_line(error), fix=_config_hint(error)) from error
-    architectures: list[str] = list(getattr(config, "architectures", None) or [])
-    suffixes = (_ENCODER_DECODER_SUFFIX,) if config.is_encoder_decoder else _CAUSAL_SUFFIXES
-    allowed = encoder_decoder or not config.is_encoder_decoder
-    if not allowed or (architectures and not any(name.endswith(suffixes) for name in architectures)):
+    if not _writes_text(config) or (config.is_encoder_decoder and not encoder_decoder):
+        architectures = _architectures(config)
         raise UsageError(
             f"model {str(source)!r}",
             got=f"a {architectures[0] if architectures else config.model_type}",
-            expected="a causal language model (an architecture that ends in ForCausalLM or LMHeadModel)"
-            + (", or an encoder-decoder model (ForConditionalGeneration)" if encoder_decoder else ""),
+            expected="a causal language model (one that AutoModelForCausalLM loads)"
+            + (", or an encoder-decoder model (AutoModelForSeq2SeqLM)" if encoder_decoder else ""),
         )
     return config
+
+
+def _writes_text(config: PreTrainedConfig) -> bool:
+    """Whether the class that transformers would load for a configuration writes text, and the weights are such a one's.
+
+    transformers keeps tables of both kinds of models, and code that a model brings says it in its ``auto_map``. Their
+    configurations also belong to encoders and classifiers; what was saved is told by ``architectures``.
+    """
+    if config.is_encoder_decoder:
+        known = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        names = cast(Any, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+        auto_class, suffixes = "AutoModelForSeq2SeqLM", _ENCODER_DECODER_SUFFIXES
+    else:
+        known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+        names = cast(Any, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        auto_class, suffixes = "AutoModelForCausalLM", _CAUSAL_SUFFIXES
+    loads = type(config) in known or auto_class in (getattr(config, "auto_map", None) or {})
+    saved = _architectures(config)
+    named = names.get(config.model_type)
+    return loads and (not saved or any(name == named or name.endswith(suffixes) for name in saved))
+
+
+def _architectures(config: PreTrainedConfig) -> list[str]:
+    return list(getattr(config, "architectures", None) or [])
 
 
 def _first_line(error: Exception) -> str:

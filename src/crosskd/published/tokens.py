@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
 
 from crosskd.errors import UsageError
-from crosskd.models.limits import context_length
+from crosskd.models.limits import check_token_ids, context_length, embedding_rows, position_limit
 from crosskd.models.load import LoadedModel
 from crosskd.published.rows import TokenRow, causal_row, encoder_decoder_row, without_end
 
@@ -54,22 +53,20 @@ class RowReader:
             UsageError: It is one of these.
         """
         model = self.loaded.model
-        # the positions of T5 and its kin have no bound, whatever number their files state
-        limit = None if model.config.is_encoder_decoder else context_length(model.config, self.loaded.tokenizer)
+        endless = model.config.is_encoder_decoder or position_limit(model.config) is None
+        limit = None if endless else context_length(model.config, self.loaded.tokenizer)
         if limit is not None and row.length > limit:
             raise UsageError(
                 f"{self._where(split, index)} has {row.length} tokens",
                 expected=f"at most {limit}, the limit of {self.loaded.name}",
                 fix="shorten it in the loader file, or drop long rows of the student with --context_length",
             )
-        entries = int(cast(Tensor, model.get_input_embeddings().weight).shape[0])
-        largest = max(*row.prompt, *row.answer)
-        if largest >= entries:
-            raise UsageError(
-                f"{self._where(split, index)}: token {largest}",
-                expected=f"less than {entries}, the embeddings of {self.loaded.name}",
-                fix="make the tokens with the tokenizer that get_split is given",
-            )
+        check_token_ids(
+            [(self._where(split, index), [*row.prompt, *row.answer])],
+            embedding_rows(model),
+            self.loaded.name,
+            fix="make the tokens with the tokenizer that get_split is given",
+        )
 
     def text(self, row: TokenRow) -> str:
         """The answer, with runs of white space as one space and in lower case."""

@@ -15,7 +15,7 @@ from crosskd.data.prepare import SUMMARY_FILE
 from crosskd.data.quiet import without_progress_bars
 from crosskd.errors import UsageError
 from crosskd.files import read_json, read_jsonl, write_json, write_jsonl
-from crosskd.models.limits import longest_prompt
+from crosskd.models.limits import check_token_ids, longest_prompt
 from crosskd.teacher.backends import AnswerBackend, Decoding
 from crosskd.teacher.identity import check_identity, data_sha256, model_fields, prompt_sha256, tokenizer_sha256
 from crosskd.text.prompts import PromptBuilder, PromptStyle
@@ -65,6 +65,20 @@ class TeacherAnswers:
         )
         self.longest_prompt = longest_prompt(backend.config, backend.tokenizer, max_length, decoding.max_new_tokens)
         self._prompts = {"number_few_shot": number_few_shot, "prompt_style": prompt_style}
+
+    def check(self, examples: Dataset) -> None:
+        """Refuse examples with tokens that the teacher has no embeddings for, before it is asked for any answer.
+
+        Only a tokenizer with more entries than the model has embeddings can give such tokens; others are not asked.
+
+        Raises:
+            UsageError: Names the first such example.
+        """
+        embeddings = getattr(self.backend.config.get_text_config(decoder=True), "vocab_size", None)
+        if embeddings is not None and len(self.backend.tokenizer) > embeddings:
+            rows = ((row["id"], self.builder.build(row, max_tokens=self.longest_prompt)) for row in _rows(examples))
+            named = ((f"prompt of example {name!r}", prompt.ids) for name, prompt in rows)
+            check_token_ids(named, embeddings, self.backend.teacher)
 
     def answer(self, examples: Dataset, advance: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
         """For each example its ``id``, ``teacher_answer`` and ``context_tokens_dropped``."""

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from crosskd.errors import UsageError
 from crosskd.losses.targets import TargetRequest, TeacherTargets, targets_from_logits
 from crosskd.models.answer_logits import forward_arguments
+from crosskd.models.attention_masks import no_empty_rows
 from crosskd.teacher.prefix import SharedPrefix, reusable_prefix
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def capture_targets(
     shared_prefix: Sequence[int] = (),
     dtype: torch.dtype | None = None,
     advance: Callable[[int], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[TeacherTargets]:
     """Run the teacher once over its prompts and answers.
 
@@ -67,9 +70,13 @@ def capture_targets(
         shared_prefix: Tokens that every prompt begins with (``PromptBuilder.shared_prefix_ids``).
         dtype: Floating type of the stored targets; None keeps float32.
         advance: Called with the number of examples finished, after each batch.
+        names: What a message calls each example; None counts them from 0.
 
     Returns:
         Targets of each example (B = 1, on the CPU), in the order of ``examples``.
+
+    Raises:
+        UsageError: Targets that are NaN or infinite; names the example.
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids) + len(examples[i].answer_ids))
     prefix = _checked_prefix(model, examples, shared_prefix)
@@ -78,10 +85,23 @@ def capture_targets(
         rows = order[start : start + batch_size]
         answers = forward_answers(model, [examples[i] for i in rows], prefix)
         targets = targets_from_logits(answers.logits, answers.mask, request, answers.token_ids).to("cpu", dtype)
-        captured |= {row: targets.example(position) for position, row in enumerate(rows)}
+        for position, row in enumerate(rows):
+            captured[row] = targets.example(position)
+            _check_finite(captured[row], names[row] if names is not None else str(row))
         if advance is not None:
             advance(len(rows))
     return [captured[i] for i in range(len(examples))]
+
+
+def _check_finite(targets: TeacherTargets, name: str) -> None:
+    wrong = [field for field, value in targets.tensors().items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise UsageError(
+            f"teacher targets of example {name!r}",
+            got=f"{', '.join(wrong)} that are NaN or infinite",
+            expected="finite numbers",
+            fix="load the teacher in float32 or bfloat16 (--dtype), or take another one",
+        )
 
 
 @torch.no_grad()
@@ -96,6 +116,7 @@ def forward_answers(
     rows = [torch.tensor([*e.prompt_ids[skip:], *e.answer_ids[:-1]], dtype=torch.long) for e in examples]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     present = torch.arange(ids.shape[1]) < (starts + lengths - 1)[:, None]
+    ids = torch.where(present, ids, ids[:, :1])  # padding that cannot matter, see `crosskd.data.collate`
     first = int(starts.min()) - 1  # the earliest column that predicts an answer token
     logits = _causal_logits(model, ids.to(device), present.to(device), ids.shape[1] - first, prefix)
     token = torch.arange(int(lengths.max()))
@@ -124,7 +145,8 @@ def _causal_logits(
         inputs["past_key_values"] = prefix.states(batch)
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = keep
-    return model(**inputs).logits[:, -keep:]
+    with no_empty_rows():
+        return model(**inputs).logits[:, -keep:]
 
 
 def _checked_prefix(model: nn.Module, examples: Sequence[Answered], shared: Sequence[int]) -> SharedPrefix | None:
@@ -142,7 +164,7 @@ def _checked_prefix(model: nn.Module, examples: Sequence[Answered], shared: Sequ
         )
         return None
     tolerance = 1e-3 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.25
-    if error > tolerance:
+    if not error <= tolerance:  # NaN is no agreement
         logger.warning(
             "reusing the prompt prefix changes log-probabilities of %s by %.2g: whole prompts are computed",
             type(model).__name__,
@@ -155,5 +177,5 @@ def _checked_prefix(model: nn.Module, examples: Sequence[Answered], shared: Sequ
 def _prefix_error(model: nn.Module, example: Answered, prefix: SharedPrefix) -> float:
     """Largest difference that the prefix makes to a probable log-probability of one example."""
     plain, reused = (forward_answers(model, [example], p).logits.float().log_softmax(-1) for p in (None, prefix))
-    probable = plain > -12
-    return float((plain - reused)[probable].abs().max())
+    differences = (plain - reused)[plain > -12].abs()
+    return float(differences.max()) if differences.numel() else 0.0  # a teacher that says NaN is refused by its targets

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from crosskd.models.attention_masks import no_empty_rows
 from crosskd.models.shared_prefix import usable_prefix_length
 
 _SHORTEST = 16  # below this many shared tokens, copying states costs more than computing them
@@ -26,7 +27,7 @@ class SharedPrefix:
         self.ids = list(ids)
         device = next(model.parameters()).device
         cache = DynamicCache(config=model.config)  # pyright: ignore[reportArgumentType]
-        with torch.no_grad():
+        with torch.no_grad(), no_empty_rows():
             inputs = torch.tensor([self.ids], device=device)
             model(input_ids=inputs, past_key_values=cache, use_cache=True)
         self._cache = cache

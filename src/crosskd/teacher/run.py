@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from crosskd import __version__
 from crosskd.losses.targets import TargetRequest, TeacherTargets
-from crosskd.models.limits import context_length
+from crosskd.models.limits import check_token_ids, context_length, embedding_rows
 from crosskd.models.load import LoadedModel
 from crosskd.models.quantization import quantization_of
 from crosskd.teacher.capture import capture_targets
@@ -48,8 +48,25 @@ class TeacherRun:
         self.prompt_style = prompt_style
         self.supervision = supervision
         builder = PromptBuilder(loaded.tokenizer, self.task, number_few_shot=number_few_shot, style=prompt_style)
-        limits = [limit for limit in (max_length, context_length(loaded.model.config, loaded.tokenizer)) if limit]
-        self.side = Side("teacher", builder, append_eos=False, max_length=min(limits) if limits else None)
+        limit = context_length(loaded.model.config, loaded.tokenizer, max_length)
+        self.side = Side("teacher", builder, append_eos=False, max_length=limit)
+
+    def check(self, examples: Sequence[Mapping[str, Any]] | Dataset) -> None:
+        """Refuse examples with tokens that the teacher has no embeddings for, before any target is computed.
+
+        Only a tokenizer with more entries than the model has embeddings can give such tokens; others are not asked.
+
+        Raises:
+            UsageError: Names the first such example.
+        """
+        embeddings = embedding_rows(self.loaded.model)
+        if len(self.loaded.tokenizer) > embeddings:
+            check_token_ids(self._token_rows(examples), embeddings, self.loaded.name)
+
+    def _token_rows(self, examples: Iterable[Any]) -> Iterator[tuple[str, list[int]]]:
+        for row in examples:
+            tokens = self.side.tokenize(row, supervised_answer(row, self.supervision))
+            yield f"teacher's example {row['id']!r}", [*tokens.prompt_ids, *tokens.answer_ids]
 
     def targets(
         self,
@@ -71,6 +88,7 @@ class TeacherRun:
             shared_prefix=self.side.builder.shared_prefix_ids,
             dtype=dtype,
             advance=advance,
+            names=[str(row["id"]) for row in rows],
         )
 
     def identity(

@@ -110,18 +110,16 @@ class DistillationCollator:
     """Rows of `tokenize_examples` become a batch.
 
     Attributes:
-        student_pad_id: Fills the student's masked positions.
         student_end_id: The student's end-of-sequence token: the last of an answer, where it is there.
         decoder_start_id: Starts the student's decoder; None for a causal student.
-        teacher_pad_id: Fills the teacher's; None where no live teacher reads the batch.
+        live_teacher: Whether a live teacher reads the batch.
         cache: Targets by example; None where the teacher is live or not needed.
         align: Student token to teacher token for each pair of answers; None where the method needs no alignment.
     """
 
-    student_pad_id: int
     student_end_id: int
     decoder_start_id: int | None = None
-    teacher_pad_id: int | None = None
+    live_teacher: bool = False
     cache: TargetCache | None = None
     align: Callable[[Sequence[int], Sequence[int]], Sequence[int]] | None = None
 
@@ -135,9 +133,9 @@ class DistillationCollator:
         lengths = torch.tensor([len(self._distilled(row)) for row in rows])
         batch["ids"] = [str(row.get("id", row.get("index", "?"))) for row in rows]
         batch["distilled"] = torch.arange(batch["labels"].shape[1]) < lengths[:, None]
-        if self.teacher_pad_id is not None and "teacher_prompt_ids" in rows[0]:
+        if self.live_teacher and "teacher_prompt_ids" in rows[0]:
             batch["teacher"] = collate_answers(
-                [r["teacher_prompt_ids"] for r in rows], [r["teacher_answer_ids"] for r in rows], self.teacher_pad_id
+                [r["teacher_prompt_ids"] for r in rows], [r["teacher_answer_ids"] for r in rows]
             )
         if self.cache is not None and rows[0].get("index", -1) >= 0:
             batch["targets"] = TeacherTargets.stack([self.cache[row["index"]] for row in rows])
@@ -148,8 +146,8 @@ class DistillationCollator:
     def _student(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts, answers = ([row[f"student_{part}_ids"] for row in rows] for part in ("prompt", "answer"))
         if self.decoder_start_id is None:
-            return collate_answers(prompts, answers, self.student_pad_id)
-        return collate_encoder_decoder(prompts, answers, self.student_pad_id, self.decoder_start_id)
+            return collate_answers(prompts, answers)
+        return collate_encoder_decoder(prompts, answers, self.decoder_start_id)
 
     def _distilled(self, row: Mapping[str, Any]) -> Sequence[int]:
         answer = row["student_answer_ids"]

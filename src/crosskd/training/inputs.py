@@ -75,18 +75,12 @@ def collator(participants: Participants, aligner: TokenAligner | None) -> Distil
     """What makes batches for these models."""
     student = participants.student
     return DistillationCollator(
-        student_pad_id=_pad_id(student.tokenizer),
         student_end_id=_end_id(student.tokenizer),
         decoder_start_id=_decoder_start_id(student.model, student.tokenizer),
-        teacher_pad_id=None if participants.teacher is None else _pad_id(participants.teacher.tokenizer),
+        live_teacher=participants.teacher is not None,
         cache=participants.cache,
         align=aligner,
     )
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad = tokenizer.pad_token_id
-    return int(pad) if isinstance(pad, int) else _end_id(tokenizer)
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:

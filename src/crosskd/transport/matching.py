@@ -60,7 +60,8 @@ def match_columns(
     Raises:
         UsageError: An unknown method.
 
-    Note: no gradient flows through the choice.
+    Note: no gradient flows through the choice. Logits that are NaN or infinite give some distinct columns, so that the
+    loss becomes NaN instead of an error.
 
     Cost: ``fast`` one pass over (B, T_s, V_s). The others compute the cost of those student columns alone that can be
     among the k nearest of some teacher column: a teacher column needs no other in any best choice. Flat distributions
@@ -138,14 +139,16 @@ def _nearest_columns(student: _StudentColumns, sequence: int, teacher: Tensor, m
         bound = student.costs(sequence, teacher, seeds).kthvalue(k, dim=1, keepdim=True).values
         weights = teacher.sum(1, keepdim=True)
         bound = bound + 1e-4 * (weights + bound)  # rounding must not rule out a column
-        every = every[(masses >= (weights - bound).amin()) & (masses <= (weights + bound).amax())]
+        # what is NaN is ruled out by nothing: its columns are chosen somehow, and the loss becomes NaN by itself
+        every = every[~((masses < (weights - bound).amin()) | (masses > (weights + bound).amax()))]
     ids: list[Tensor] = []
     costs: list[Tensor] = []
     step = max(k, _COST_ELEMENTS // max(k, teacher.shape[1]))
     for start in range(0, len(every), step):
         part = every[start : start + step]
         part_costs = student.costs(sequence, teacher, part)
-        near = (part_costs - bound).amin(0) <= 0  # a sort is dear: what is near to no row is left out before it
+        far = (part_costs - bound).amin(0) > 0  # a sort is expensive: what is near to no row is left out before it
+        near = ~far
         ids.append(part[near])
         costs.append(part_costs[:, near])
     order = torch.cat(costs, dim=1).topk(k, dim=1, largest=False).indices
@@ -173,6 +176,7 @@ def _exact(student: _StudentColumns, sequence: int, teacher: Tensor, ids: Int[Te
 
     teacher, columns = teacher.double(), student.probabilities(sequence, ids).double()
     costs = torch.cdist(teacher, columns, p=1.0) + _TIE_WEIGHT * torch.cdist(teacher, columns).square()
+    costs = costs.nan_to_num(0, 0, 0)  # scipy refuses NaN, with which any assignment is as good as another
     chosen: list[int] = linear_sum_assignment(costs.cpu().numpy())[1].tolist()  # pyright: ignore
     return ids[torch.tensor(chosen, dtype=torch.int64, device=ids.device)]
 
