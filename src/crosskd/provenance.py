@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("crosskd", "torch", "transformers", "tokenizers", "accelerate", "datasets", "safetensors", "numpy")
+_SECRET = "--hub_token"
 
 
 def package_versions() -> dict[str, str]:
@@ -55,12 +56,18 @@ def provenance(**details: Any) -> dict[str, Any]:
     """A record of the running process: when, what command, which code, versions and machine, and ``details``."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(_without_secrets(sys.argv)),
         "commit": _commit(),
         "versions": package_versions(),
         "machine": describe_machine(),
         **details,
     }
+
+
+def _without_secrets(words: list[str]) -> list[str]:
+    """A command line that can be shown: ``--hub_token`` without its value."""
+    shown = [f"{_SECRET}=..." if word.startswith(f"{_SECRET}=") else word for word in words]
+    return ["..." if before == _SECRET else word for before, word in zip(["", *shown], shown, strict=False)]
 
 
 def _commit() -> str | None:

@@ -184,15 +184,23 @@ def _default(item: Any) -> Any:
 
 def _refuse_what_cannot_work(config: DistillationConfig) -> None:
     """Options of `TrainingArguments` that this trainer's loss or columns have no place for."""
-    if config.label_smoothing_factor:
-        raise UsageError(
-            "--label_smoothing_factor", got=config.label_smoothing_factor,
-            expected="0: cross-entropy and distillation are taken on the labels as they are",
-        )  # fmt: skip
-    if config.remove_unused_columns:
-        raise UsageError("--remove_unused_columns", got=True, expected="false: the trainer brings its own columns")
+    refused = {
+        "label_smoothing_factor": (0.0, "0: cross-entropy and distillation are taken on the labels as they are"),
+        "remove_unused_columns": (False, "false: the trainer brings its own columns"),
+        "resume_from_checkpoint": (None, "none: --resume, or train(resume_from_checkpoint=...), goes on with a run"),
+        "use_liger_kernel": (False, "false: its saving is in a loss that is not ours"),
+    }
+    for name, (allowed, why) in refused.items():
+        if getattr(config, name, allowed) != allowed:
+            raise UsageError(f"--{name}", got=getattr(config, name), expected=why)
     if config.label_names not in (None, ["labels"]):
         raise UsageError("--label_names", got=config.label_names, expected="none: the trainer has its own labels")
+    parallel = config.parallelism_config
+    if parallel is not None and (parallel.cp_size > 1 or parallel.sp_size > 1):
+        raise UsageError(
+            "parallelism_config", got="context or sequence parallelism",
+            expected="none of them: a sequence and its labels must be on one device",
+        )  # fmt: skip
 
 
 def _mapping(settings: dict | str | None) -> dict[str, Any] | None:

@@ -39,8 +39,11 @@ def tokenized(
     if examples is None:
         return None
     if is_tokenized(examples):
-        check_tokenized(examples, training and participants.teacher is not None, participants.cache is not None)
+        live, cached = participants.teacher is not None, participants.cache is not None
+        check_tokenized(examples, training and live, training and cached)  # validation asks no teacher
         return with_lengths(examples)
+    if config.length_column_name != "length":
+        raise UsageError("--length_column_name", got=config.length_column_name, expected="length: so it is called here")
     if training:
         return tokenize_examples(examples, participants.sides, config.supervision, training=True)
     # validation is on the data's own labels where it has them, and no teacher is asked
@@ -64,10 +67,14 @@ def evaluation_sets(
 def evaluation_set(given: Examples, config: DistillationConfig, participants: Participants) -> Dataset:
     """Tokens of one such set; examples that have been through here already are returned as they are."""
     dataset = given if isinstance(given, Dataset) else Dataset.from_list([dict(example) for example in given])
+    if not len(dataset):
+        raise UsageError("evaluation examples", got="none", expected="at least one")
     made = tokenized(dataset, config, participants, training=False)
     assert made is not None
-    if not len(made):
-        raise UsageError("evaluation examples", got="none", expected="at least one")
+    if config.predict_with_generate and "answers" not in made.column_names:
+        raise UsageError(
+            "--predict_with_generate", got="evaluation examples that are tokens", expected="examples as text"
+        )
     return made
 
 

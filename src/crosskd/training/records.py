@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 RESOLVED = "resolved_config.yaml"
 PROVENANCE = "provenance.json"
-MACHINE = ("output_dir", "use_cpu", "local_rank")
-"""Settings that belong to the place where a run runs, not to the run."""
+MACHINE = ("output_dir", "use_cpu", "local_rank", "hub_token")
+"""Settings that belong to the place where a run runs (and to its owner), not to the run."""
 _CLOSING = "train_runtime"
 
 

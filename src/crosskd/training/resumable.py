@@ -76,8 +76,9 @@ class ResumableTrainer(Trainer):
         """Add the terms of the loss, averaged over the steps since the last time; see `transformers.Trainer.log`."""
         if "loss" in logs:
             logs = {**logs, **self.terms.average(self.accelerator)}
-        if "train_loss" in logs and self._resumed and self._whole_loss:
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)  # of the whole run
+            logs |= {"skipped_steps": self.terms.skipped} if self.terms.skipped else {}
+        if "train_loss" in logs and self._whole_loss:  # of the whole run, and of the steps that were applied
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step - self.terms.skipped, 1)
         super().log(logs, start_time)
 
     def restore_log(self) -> None:

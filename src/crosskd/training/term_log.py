@@ -14,6 +14,9 @@ class TermLog:
     """Sums each term over micro-batches; `average` divides by the optimizer's steps, as ``loss`` is logged.
 
     The micro-batches of the step under way are kept apart, so that a step which is not applied leaves no trace.
+
+    Attributes:
+        skipped: Steps that were not applied, since training began.
     """
 
     def __init__(self) -> None:
@@ -21,6 +24,7 @@ class TermLog:
         self._steps = 0
         self._pending: dict[str, Tensor] = {}
         self._pending_step = -1
+        self.skipped = 0
 
     def add(self, terms: Mapping[str, Tensor], tokens: Tensor, step: int) -> None:
         """Add a micro-batch's terms (sums over its tokens), divided by the answer tokens of the global batch.
@@ -36,8 +40,9 @@ class TermLog:
         _add(self._pending, {name: value.detach() / tokens for name, value in terms.items()})
 
     def drop(self) -> None:
-        """Forget the step under way."""
+        """Forget the step under way, and count it."""
         self._pending = {}
+        self.skipped += 1
 
     def average(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean of each term over the steps since the last call, all processes together; then start again.
@@ -57,13 +62,17 @@ class TermLog:
     def state(self) -> dict[str, Any]:
         """This process's sums, for a checkpoint; see `restore`."""
         self._settle()
-        return {"sums": {name: float(value) for name, value in self._sums.items()}, "steps": self._steps}
+        return {
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "steps": self._steps,
+            "skipped": self.skipped,
+        }
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from what `state` gave."""
         self._pending, self._pending_step = {}, -1
         self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
-        self._steps = state["steps"]
+        self._steps, self.skipped = state["steps"], state["skipped"]
 
     def _settle(self) -> None:
         if self._pending:

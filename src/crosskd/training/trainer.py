@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 
+from crosskd.errors import UsageError
 from crosskd.losses.base import IGNORED_LABEL, StudentAnswers
 from crosskd.losses.cross_entropy import answer_cross_entropy
 from crosskd.losses.mined import MinED
@@ -32,7 +33,7 @@ from crosskd.training.records import MetricsFile, card_facts, write_records
 from crosskd.training.resumable import ResumableTrainer
 from crosskd.training.resuming import check_contents, check_settings, has_begun
 from crosskd.training.student import trained_model
-from crosskd.training.validation import TokenMean, answer_scores, without_repeats
+from crosskd.training.validation import TokenMean, answer_scores, check_best_metric, without_repeats
 
 
 class DistillationTrainer(ResumableTrainer):
@@ -84,6 +85,7 @@ class DistillationTrainer(ResumableTrainer):
         **options: Any,
     ) -> None:
         args = args or DistillationConfig(output_dir="crosskd-student")
+        refuse_options(options)
         self.method = args.create_method()
         self.sources = dict(sources or {})
         cache = TargetCache.open(teacher_cache) if isinstance(teacher_cache, str | Path) else teacher_cache
@@ -104,10 +106,11 @@ class DistillationTrainer(ResumableTrainer):
             data_collator=collator(self.participants, aligner),
             **options,
         )
+        check_best_metric(self.args, self.eval_dataset, self.compute_metrics)
         # compute_loss divides by the answer tokens of the whole accumulated, global batch
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
-        self.guard = NonFiniteGuard(self.accelerator, self.terms.drop)
+        self.guard = NonFiniteGuard(self.accelerator, self._begin_step, self._drop_step)
         self._token_mean = TokenMean()
         for callback in (MetricsFile(), self.guard):
             self.add_callback(callback)
@@ -164,6 +167,15 @@ class DistillationTrainer(ResumableTrainer):
         loss = total / tokens * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def _begin_step(self) -> None:
+        self._loss_before_step = self._tr_loss.clone()
+
+    def _drop_step(self) -> None:
+        """Take the step under way out of what is logged: its terms, its loss, and its place in their mean."""
+        self.terms.drop()
+        self._tr_loss.copy_(self._loss_before_step)
+        self._globalstep_last_logged += 1
+
     def _targets(self, inputs: Mapping[str, Any]) -> TeacherTargets | None:
         """Targets of a batch, read from the cache by the collator or asked of the live teacher."""
         request = self.method.request()
@@ -190,6 +202,10 @@ class DistillationTrainer(ResumableTrainer):
         if self.accelerator.num_processes > 1:
             count = self.accelerator.reduce(count, reduction="sum")
         return count  # pyright: ignore[reportReturnType]
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        """Examples that are not trained on keep their order (`predict`), also where training groups by length."""
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of examples whose loss is reported; they may come as text, as for `evaluate`."""
@@ -259,6 +275,19 @@ class DistillationTrainer(ResumableTrainer):
         data = str(self.sources.get("data", "given in Python"))
         own_tokens = is_tokenized(self._train_examples)
         return card_facts(self.args, self.participants, data, examples, own_tokens=own_tokens)
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Refuse arguments of `transformers.Trainer` that this trainer would not ask."""
+    instead = {
+        "compute_loss_func": "a method of your own (docs/methods)", "model_init": "model=",
+        "data_collator": "tokens of your own making in train_dataset",
+    }  # fmt: skip
+    for name, better in instead.items():
+        if options.get(name) is not None:
+            raise UsageError(
+                f"{name}=", got=str(options[name]), expected=f"none: the trainer has its own; use {better}"
+            )
 
 
 def count_answer_tokens(batches: Sequence[Mapping[str, Any]]) -> Tensor:

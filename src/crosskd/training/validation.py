@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -9,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, did_you_mean
 from crosskd.evaluation.generation import generate_answers
 from crosskd.evaluation.scoring import Scoring
 from crosskd.losses.base import IGNORED_LABEL
@@ -56,6 +58,28 @@ def without_repeats(labels: Tensor, accelerator: Accelerator) -> Tensor:
     return labels.masked_fill(~kept[:, None], IGNORED_LABEL)
 
 
+def check_best_metric(config: DistillationConfig, sets: Any, own_metrics: Any) -> None:
+    """Refuse a ``metric_for_best_model`` that no evaluation gives, before hours of training.
+
+    Args:
+        config: The run's settings.
+        sets: The evaluation examples: one set, or several by name.
+        own_metrics: ``compute_metrics``; what it gives is not known beforehand, so that every name is accepted.
+
+    Raises:
+        UsageError: Names the metrics there are.
+    """
+    wanted = (config.metric_for_best_model or "").removeprefix("eval_")
+    if not wanted or own_metrics is not None or sets is None:
+        return
+    names = ["loss", *(TEXT_METRICS if config.predict_with_generate else ())]
+    known = [f"{part}_{name}" for part in sets for name in names] if isinstance(sets, dict) else names
+    if wanted not in known:
+        raise UsageError(
+            "--metric_for_best_model", got=wanted, expected="a score of the evaluation", fix=did_you_mean(wanted, known)
+        )
+
+
 def answer_scores(
     model: PreTrainedModel, examples: Dataset, side: Side, config: DistillationConfig, accelerator: Accelerator
 ) -> dict[str, float]:
@@ -70,14 +94,7 @@ def answer_scores(
 
     Returns:
         ``f1``, ``exact_match`` and the scores of ROUGE, in [0, 1], as `crosskd.evaluation.evaluate` gives them.
-
-    Raises:
-        UsageError: The examples came as tokens, so that there is no text to score against.
     """
-    if "answers" not in examples.column_names:
-        raise UsageError(
-            "--predict_with_generate", got="evaluation examples that are tokens", expected="examples as text"
-        )
     limit = longest_prompt(model.config, side.builder.tokenizer, side.max_length, config.generation_max_new_tokens)
     own = range(accelerator.process_index, len(examples), accelerator.num_processes)
     prompts = [side.builder.build(examples[index], max_tokens=limit).ids for index in own]
