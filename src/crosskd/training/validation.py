@@ -103,6 +103,6 @@ def answer_scores(
         max_new_tokens=config.generation_max_new_tokens, batch_size=config.per_device_eval_batch_size,
     )  # fmt: skip
     gathered = dict(gather_object(list(zip(own, answers, strict=True))))
-    scoring = Scoring.prepare(load_task(config.task), "best", None, None)
+    scoring = Scoring.prepare(load_task(config.task), "best", "standard", "all", None, None)
     _, scores = scoring.apply(list(examples), [gathered[index] for index in range(len(examples))])
     return {name: scores[name] for name in TEXT_METRICS}
