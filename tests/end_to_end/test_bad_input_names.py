@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from crosskd.cli.main import main
-from helpers_bad_input import LINES, TASK, prediction, scores
+from helpers_bad_input import LINES, TASK, prediction, scores, snapshot
+from helpers_models import SMALL, save_student
 
 NAMES = [
     "with space",
@@ -80,3 +85,42 @@ def test_models_caches_answers_and_scores(
     words = ["evaluate", f"--model={odd}/run", f"--data={odd}/data", f"--output={odd}/scores", f"--name={odd}"]
     assert main([*words, "--max_new_tokens", "3"]) == 0
     assert json.loads((tmp_path / odd / "scores" / "scores.json").read_text())["name"] == odd.name
+
+
+WRONG = {
+    "answer": ["answer", "--teacher", "wrong", "--output", "out", "--number_few_shot", "0"],
+    "cache": ["cache", "--teacher", "wrong", "--output", "out", "--number_few_shot", "0"],
+    "distill": ["distill", "--student", "wrong", "--output_dir", "out", "--method", "sft", "--max_steps", "1"],
+    "evaluate": ["evaluate", "--model", "wrong", "--output", "out"],
+}
+
+
+@pytest.mark.parametrize("verb", WRONG)
+def test_the_tokenizer_of_another_model_is_told_in_one_line(
+    verb: str, tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ids are beyond the embeddings."""
+    monkeypatch.chdir(tmp_path)
+    save_student(tmp_path / "wrong")
+    few = {**SMALL, "vocab_size": 100}
+    LlamaForCausalLM(LlamaConfig(**few, num_key_value_heads=2)).save_pretrained(tmp_path / "wrong")
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert main([*WRONG[verb], "--data", str(data_folder)]) == 2
+    assert "embeddings of" in capsys.readouterr().err.splitlines()[-1]
+    assert snapshot(tmp_path) == before
+
+
+def test_weights_that_lack_a_layer_are_told_in_one_line(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [logging.StreamHandler(sys.stderr)])
+    file = save_student(tmp_path / "model") / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if ".layers.1." not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    capsys.readouterr()
+    assert main(["evaluate", "--model", "model", "--data", str(data_folder), "--output", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no weights for model.layers.1." in line
+    assert not (tmp_path / "out").exists()

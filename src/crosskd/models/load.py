@@ -119,10 +119,11 @@ def load_model(
 
 @contextmanager
 def _no_table_of_mismatches() -> Iterator[None]:
-    """Without the table that transformers logs before it refuses weights of other shapes: the error is one line."""
+    """Without transformers' table of weights that are missing or of other shapes: the error says it in one line."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return "MISMATCH" not in record.getMessage()
+        text = record.getMessage()
+        return "LOAD REPORT" not in text or not ("MISMATCH" in text or "MISSING" in text)
 
     log = logging.getLogger("transformers.modeling_utils")
     log.addFilter(keep)
