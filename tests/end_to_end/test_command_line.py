@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM
 
 from crosskd.cli.main import VERBS, main
 from helpers_tolerances import loss_tolerance
@@ -30,15 +30,6 @@ def test_prepare_distill_evaluate_report(student_folder: Path, data_folder: Path
     assert "qa, 4 examples" in (run / "README.md").read_text()
     assert main(["report", "--runs", str(tmp_path), "--output", str(page)]) == 0
     assert "<svg" in page.read_text()
-
-
-def test_the_resolved_configuration_repeats_the_run(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main(distill(student_folder, data_folder, first)) == 0
-    words = ["distill", "--config", str(first / "resolved_config.yaml"), "--output_dir", str(second)]
-    assert main(words) == 0
-    weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (first, second)]
-    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
 def test_a_run_resumes_from_its_last_whole_checkpoint(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:

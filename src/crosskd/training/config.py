@@ -18,6 +18,7 @@ from crosskd.text.tasks import load_task
 from crosskd.training.ranges import check_reports, check_schedule, check_training_ranges
 
 _PAPER = "arXiv 2412.14528"
+_MAPPINGS = {"method_settings", *TrainingArguments._VALID_DICT_FIELDS}
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -159,9 +160,25 @@ def _is_text_metric(name: str | None) -> bool:
     return name is not None and any(name == metric or name.endswith(f"_{metric}") for metric in TEXT_METRICS)
 
 
+_SAID_OTHERWISE = {"debug": {None: ""}, "include_num_input_tokens_seen": {False: "no", True: "all"}}
+"""Values of which argparse or `TrainingArguments` has two forms."""
+
+
 def _values(config: DistillationConfig) -> dict[str, Any]:
     """What can be given at construction, as it is now; plain values, copied."""
-    return {item.name: _plain(getattr(config, item.name)) for item in fields(config) if item.init}
+    return {item.name: _canonical(item.name, getattr(config, item.name)) for item in fields(config) if item.init}
+
+
+def _canonical(name: str, value: Any) -> Any:
+    """A value in the one form that a file can hold."""
+    if isinstance(value, str) and value.startswith("{") and name in _MAPPINGS:  # the command line gives them as JSON
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    plain = _plain(value)
+    forms = _SAID_OTHERWISE.get(name, {})
+    return forms.get(plain, plain) if isinstance(plain, bool | None) else plain
 
 
 def _plain(value: Any) -> Any:
@@ -169,17 +186,12 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, str) and value.startswith("{"):  # the command line gives mappings as JSON
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
     return copy.deepcopy(value)
 
 
 def _default(item: Any) -> Any:
     made = item.default is MISSING and item.default_factory is not MISSING
-    return _plain(item.default_factory() if made else item.default)
+    return _canonical(item.name, item.default_factory() if made else item.default)
 
 
 def _refuse_what_cannot_work(config: DistillationConfig) -> None:
