@@ -43,9 +43,9 @@ def summands(model: PreTrainedModel, length: int) -> int:
     """
     linear = sum(parameter.shape[-1] for parameter in model.parameters() if parameter.ndim > 1)
     config: Any = model.config
-    layers = config.num_hidden_layers
+    layers = config.get_text_config(decoder=True).num_hidden_layers
     if config.is_encoder_decoder:
-        layers += 2 * (config.num_decoder_layers or layers)  # decoders attend to the answer and to the prompt
+        layers += 2 * layers  # decoders attend to the answer and to the prompt
     return linear + layers * length
 
 

@@ -235,7 +235,7 @@ CACHING = [
     Case(CACHE + "--sinkhorn_temperature nan", "--sinkhorn_temperature: got 'nan'"),
     Case(CACHE + "--methods uld --resume --output {w}/cache_list", "JSON list"),
     Case(CACHE + "--methods uld --resume --output {w}/cache_no_json", "is not JSON"),
-    Case(CACHE + "--methods uld --resume --output {w}/cache_empty", "made from something else"),
+    Case(CACHE + "--methods uld --resume --output {w}/cache_empty", "expected format 2"),
     Case(CACHE + "--supervision teacher", "no answers of a teacher"),
     Case(CACHE + "--resume --overwrite", "contradict"),
     Case(CACHE + "--output file", "is a file", {"file": "mine"}),
@@ -350,7 +350,7 @@ EVALUATING = [
     Case(MODEL + "{w}/no_tokenizer", "no_tokenizer"),
     Case(MODEL + "{w}/template_broken --prompt_style chat", "template"),
     Case(MODEL + "{w}/adapter_no_json", "adapter_no_json"),
-    Case(MODEL + "{w}/adapter_no_base", "no base_model_name_or_path"),
+    Case(MODEL + "{w}/adapter_no_base", "expected adapter_model.safetensors"),
 ]
 
 COMPARING = [

@@ -143,9 +143,9 @@ def test_a_trainer_aligns_by_its_methods_setting(monkeypatch: pytest.MonkeyPatch
     for tokenizer in (student, teacher):
         ids.append(tokenizer(text, add_special_tokens=False).input_ids)
         pieces.append(read_vocabulary(tokenizer).texts(ids[-1]))
-    strict, align = for_tokenizers(MinED(edit_distance_cutoff=1.0), student, teacher)
+    strict, align = for_tokenizers(MinED(edit_distance_cutoff=1.0), student, read_vocabulary(teacher))
     assert align(*ids) == align_tokens(*pieces)
-    warped, align = for_tokenizers(MinED(**PUBLISHED), student, teacher)
+    warped, align = for_tokenizers(MinED(**PUBLISHED), student, read_vocabulary(teacher))
     assert strict.vocabulary_map is not None
     assert warped.vocabulary_map is not None
     assert warped.vocabulary_map.equal(strict.vocabulary_map)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ Trained = dict[str, tuple[DistillationConfig, DistillationMethod]]
 def trained(recipe: Recipe) -> tuple[DistillationConfig, DistillationMethod]:
     """What `crosskd distill` makes of the recipe's file."""
     flags = yaml.safe_load(recipe_text(recipe))
-    words = [f"--{name}={value}" for name, value in flags.items() if name not in ("about", "lr_scheduler_kwargs")]
+    words = [f"--{n}={json.dumps(v) if isinstance(v, dict) else v}" for n, v in flags.items() if n != "about"]
     _, config = VerbParser("distill", "", [DistillArguments, DistillationConfig]).parse(words)
     return config, config.create_method()
 

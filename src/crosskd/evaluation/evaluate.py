@@ -16,7 +16,7 @@ from crosskd.evaluation.keeper import AnswerKeeper
 from crosskd.evaluation.metrics import Aggregate, References, RougeVariant
 from crosskd.evaluation.results import Evaluation, Prediction
 from crosskd.evaluation.scoring import Scoring, score
-from crosskd.models.limits import longest_prompt
+from crosskd.models.limits import check_token_ids, embedding_rows, longest_prompt
 from crosskd.text.prompts import Prompt, PromptBuilder, PromptStyle
 from crosskd.text.tasks import Task, load_task
 
@@ -74,7 +74,7 @@ def evaluate(
 
     Raises:
         UsageError: No examples, an example without answers, a prompt that does not fit even without context, or an
-            encoder that BERTScore cannot use; all before anything is generated.
+            encoder that BERTScore cannot use, or a token without an embedding; all before anything is generated.
 
     Example:
         >>> evaluate(model, examples, "qa", tokenizer=tokenizer).scores["f1"]  # doctest: +SKIP
@@ -87,6 +87,11 @@ def evaluate(
     ends = model.config.is_encoder_decoder  # as their encoders were trained
     builder = PromptBuilder(tokenizer, task, number_few_shot=number_few_shot, style=prompt_style, append_eos=ends)
     prompts = [builder.build(row, max_tokens=limit) for row in rows]
+    ids = (
+        (f"example {row.get('id', index)!r}", prompt.ids)
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
+    )
+    check_token_ids(ids, embedding_rows(model), model.name_or_path or type(model).__name__)
     scoring = Scoring.prepare(task, rouge_aggregate, rouge_variant, references, bert_score_model, bert_score_layer)
     kept: dict[str, Any] = {} if keeper is None else {"known": keeper.open(), "keep": keeper.keep}
     started = time.perf_counter()

@@ -139,7 +139,7 @@ class DistillationCollator:
             )
         if self.cache is not None and rows[0].get("index", -1) >= 0:
             batch["targets"] = TeacherTargets.stack([self.cache[row["index"]] for row in rows])
-        if self.align is not None and "teacher_answer_ids" in rows[0]:
+        if self.align is not None and ("targets" in batch or "teacher" in batch):
             batch["alignment"] = self._alignment(rows, batch["labels"])
         return batch
 

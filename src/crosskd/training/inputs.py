@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from crosskd.data.supervision import supervised_examples
 from crosskd.errors import UsageError
+from crosskd.models.limits import check_token_ids, embedding_rows
 from crosskd.training.aligner import TokenAligner
 from crosskd.training.config import DistillationConfig
 from crosskd.training.examples import (
@@ -35,9 +37,26 @@ def as_dataset(examples: Examples | None, config: DistillationConfig) -> Dataset
 def tokenized(
     examples: Dataset | None, config: DistillationConfig, participants: Participants, *, training: bool
 ) -> Dataset | None:
-    """Tokens of examples; those that come as tokens are checked and used as they are."""
+    """Tokens of examples; those that come as tokens are checked and used as they are.
+
+    Raises:
+        UsageError: A token has no embedding in the model that must read it.
+    """
     if examples is None:
         return None
+    rows = _tokens(examples, config, participants, training=training)
+    for side, loaded in (("student", participants.student), ("teacher", participants.teacher)):
+        if loaded is None or f"{side}_answer_ids" not in rows.column_names:
+            continue
+        embeddings = embedding_rows(loaded.model)
+        if is_tokenized(examples) or len(loaded.tokenizer) > embeddings:  # else none can be too large
+            parts = rows.select_columns([f"{side}_prompt_ids", f"{side}_answer_ids"])
+            ids = ((f"{side}'s example {i}", [*chain(*row.values())]) for i, row in enumerate(parts))
+            check_token_ids(ids, embeddings, loaded.name)
+    return rows
+
+
+def _tokens(examples: Dataset, config: DistillationConfig, participants: Participants, *, training: bool) -> Dataset:
     if is_tokenized(examples):
         live, cached = participants.teacher is not None, participants.cache is not None
         check_tokenized(examples, training and live, training and cached)  # validation asks no teacher

@@ -174,7 +174,6 @@ def _side(
 ) -> Side:
     is_student = name == "student"
     limit = config.max_length if is_student else config.teacher_max_length
-    own = context_length(model.config, tokenizer) if model is not None else None
     builder = PromptBuilder(
         tokenizer,
         load_task(config.task),
@@ -182,8 +181,8 @@ def _side(
         style=config.student_prompt_style if is_student else config.teacher_prompt_style,
         append_eos=model is not None and model.config.is_encoder_decoder,  # as their encoders were trained
     )
-    limits = [bound for bound in (limit, own) if bound is not None]
-    return Side(name, builder, append_eos=is_student, max_length=min(limits) if limits else None)
+    bound = limit if model is None else context_length(model.config, tokenizer, limit)
+    return Side(name, builder, append_eos=is_student, max_length=bound)
 
 
 def _as_loaded(source: ModelSource, tokenizer: PreTrainedTokenizerBase | None, role: str) -> LoadedModel:
