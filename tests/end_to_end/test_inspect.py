@@ -70,7 +70,7 @@ def test_tables_fit_eighty_columns(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["inspect", *pair, "--data", str(data_folder), "--number_few_shot", "1"]) == 0
     shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 80
+    assert max(map(len, shown.splitlines()[1:])) <= 80  # the first line names a folder, which is not broken
     for title in ("Models", "How text is cut", "Vocabularies", "Answer lengths", "Cost, estimated"):
         assert title in shown
 
