@@ -90,7 +90,8 @@ def test_the_teacher_stays_as_it_is_and_is_not_saved(
     assert sum(p.numel() for p in student.parameters()) == sum(p.numel() for p in made.model.parameters())
     assert AutoTokenizer.from_pretrained(tmp_path / "run")("who").input_ids
     card = (tmp_path / "run" / "README.md").read_text()
-    assert str(teacher_folder) in card
+    assert f"`{teacher_folder.name}`" in card
+    assert str(teacher_folder) not in card
     assert "2412.14528" in card
 
 

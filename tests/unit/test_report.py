@@ -173,7 +173,7 @@ def test_the_tasks_most_telling_score_comes_first(runs, tmp_path):
         each = Evaluation.load(folder)
         dataclasses.replace(each, settings={**each.settings, "metrics": ["rouge", "f1"]}).save(folder)
     shown = words(page(build_report([runs], tmp_path / "report.html")).text)
-    assert "ModelROUGE-LsumF1EMExamples" in shown
+    assert "ModelROUGE-LsumF1Examples" in shown
     assert "its ROUGE-Lsum on that example" in shown
 
 

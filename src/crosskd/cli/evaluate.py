@@ -24,7 +24,7 @@ from crosskd.evaluation.results import SCORES, Evaluation
 from crosskd.evaluation.score_names import how_computed
 from crosskd.evaluation.scoring import check_bert_score
 from crosskd.files import check_output_folder, prepare_output_folder
-from crosskd.models.card import add_scores
+from crosskd.models.card import add_scores, shown_name
 from crosskd.models.limits import context_length, longest_prompt
 from crosskd.models.load import LoadedModel, load_model, locate
 from crosskd.models.quantization import quantization_of
@@ -183,9 +183,10 @@ def _evaluate(
 
 
 def _add_to_card(arguments: EvaluateArguments, evaluation: Evaluation) -> None:
-    data = Path(arguments.data).name  # a card travels: where the data lay is nobody's business
-    scored = f"{evaluation.task}, {evaluation.examples} examples of {data} ({arguments.split})"
+    scored = f"{evaluation.task}, {evaluation.examples} examples of {shown_name(arguments.data)} ({arguments.split})"
     how = how_computed([evaluation]).rstrip(".")
+    if arguments.bert_score_model:
+        how = how.replace(arguments.bert_score_model, shown_name(arguments.bert_score_model))
     name = f"{scored}, {arguments.number_few_shot} shots" + (f" ({how})" if how else "")
     add_scores(Path(arguments.model), name, evaluation.scores)
 

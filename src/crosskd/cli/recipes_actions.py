@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from crosskd.cli.console import output, say, start_logging
@@ -39,14 +38,15 @@ def show_list(arguments: ListArguments) -> None:
     if arguments.json:
         sys.stdout.write(json.dumps([dict(recipe.about) for recipe in chosen], indent=2) + "\n")
         return
-    # names are there to be copied, also out of a pipe, where no terminal says how wide it is
-    width = output.width if output.is_terminal else _WIDE
-    output.print(_table(chosen, width), width=width)
+    output.print(_table(chosen, output.width))
 
 
 def _table(chosen: Sequence[Recipe], width: int) -> Table:
-    """A line for each recipe; a narrow terminal gets no column for the method, which ends each name."""
-    table = Table(title="published scores, in percent", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    """A line for each recipe; a narrow terminal gets no column for the method, which ends each name.
+
+    Names are there to be copied, and therefore never broken.
+    """
+    table = Table(title="published scores, in percent", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("name", no_wrap=True, overflow="ignore")
     table.add_column("teacher")
     if width >= _WIDE:

@@ -44,17 +44,16 @@ def score_name(name: str) -> str:
 
 
 def shown_scores(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Scores that a table of ``evaluations`` shows: F1, exact match, ROUGE-Lsum, and BERTScore where any has it.
+    """Scores that a table of ``evaluations`` shows: the metrics of the first one's task, in their order.
 
-    The metrics of the first evaluation's task come first, in their order.
+    F1, exact match and ROUGE-Lsum where the task is not known, or has none that was computed; BERTScore is among them
+    where any evaluation has it.
     """
     told = evaluations[0].settings.get("metrics") if evaluations else None
     preferred = [full for name in told or () if (full := SHORT_NAMES.get(name, name)) in _SHOWN]
-    return [
-        name
-        for name in dict.fromkeys([*preferred, *_SHOWN])
-        if name != "bert_score_f1" or any(name in each.scores for each in evaluations)
-    ]
+    measured = any("bert_score_f1" in each.scores for each in evaluations)
+    found = [name for name in preferred if name != "bert_score_f1" or measured] or [*_SHOWN[:3]]
+    return list(dict.fromkeys([*found, "bert_score_f1"] if measured else found))
 
 
 def made_alike(metric: str, evaluations: Sequence[Evaluation]) -> bool:
