@@ -61,6 +61,7 @@ def run_and_kill(
     *,
     after_seconds: float | None = None,
     at_event: int | None = None,
+    fail: int | None = None,
     watched: Path | None = None,
     send: signal.Signals = signal.SIGKILL,
     environment: Mapping[str, str] | None = None,
@@ -74,6 +75,8 @@ def run_and_kill(
             writing by Python, a rename, a removal, a new or removed folder. A file is thus found empty, half written
             (its buffer is lost) or whole and not yet moved into place. What C++ and Rust write is not counted: the
             clock finds that.
+        fail: With ``at_event``: no signal, but an OSError of this number from that change on, whatever is changed, as
+            on a disk that is full or in a folder that became unwritable.
         watched: The folder whose changes count, or a folder above it.
         send: The signal; SIGKILL leaves the process no chance to tidy up.
         environment: Variables to set beside those of this process.
@@ -91,6 +94,7 @@ def run_and_kill(
             "watched": None if watched is None else str(watched.resolve()),
             "at_event": at_event,
             "send": int(send),
+            "fail": fail,
         }
         process = _context.Process(target=_child, args=(list(words), settings, events, started_end))
         process.start()
@@ -153,6 +157,8 @@ def _watch(settings: Mapping[str, Any], events: Any) -> None:
         if not _path_of(event, arguments).startswith(folder):
             return
         events.value += 1
+        if settings["fail"] is not None and events.value >= at_event:
+            raise OSError(settings["fail"], os.strerror(settings["fail"]), arguments[0])
         if events.value == at_event:
             os.kill(os.getpid(), settings["send"])
 

@@ -265,8 +265,8 @@ def disk_errors(folder: str | Path, fix: str) -> Iterator[None]:
 
 
 def _rust_errno(error: Exception) -> int | None:
-    """The error number in what safetensors raises, which is no OSError: ``... Os { code: 28, kind: ...``."""
-    found = re.search(r"\bcode: (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    """The error number in what safetensors raises, which is no OSError: ``... (os error 28)``."""
+    found = re.search(r"\b(?:os error|code:) (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
     return int(found[1]) if found else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,8 +164,6 @@ class TargetCache:
 
     def remove_leftovers(self) -> None:
         """Delete what killed writers left behind; only where no other process writes to the folder."""
-        for left in self.folder.glob(".writing-*"):
-            shutil.rmtree(left)
         for left in self.folder.glob(".*.part"):
             left.unlink()
 

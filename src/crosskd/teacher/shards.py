@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +38,15 @@ def write_shard(path: Path, examples: Sequence[TeacherTargets]) -> None:
             continue  # every token between two offsets is an answer token
         tensors[name] = torch.cat([row[name] if name in PER_SEQUENCE else row[name][0] for row in rows]).contiguous()
     numbers = json.dumps({name: getattr(examples[0], name) for name in NUMBERS})
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as temporary:
-        unfinished = Path(temporary) / path.name
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
         save_file(tensors, unfinished, metadata={_NUMBERS: numbers})
         checksum = file_sha256(unfinished)
-        unfinished.chmod(0o644)
         unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):  # of a disk that failed the first error is the one to tell
+            unfinished.unlink(missing_ok=True)
+        raise
     write_text(_checksum_path(path), checksum + "\n")
 
 
