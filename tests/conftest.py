@@ -35,24 +35,28 @@ hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)
 
 
+class LastingFixtures:
+    """A plugin of its own: pytest does not ask the conftest of a folder about fixtures of the session."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        """What is made once for many tests is the same whichever of them comes first, and changes nothing else."""
+        if fixturedef.scope == "function":
+            return (yield)
+        with restored():
+            begin()
+            return (yield)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The order is random; random numbers are not: pytest-randomly would seed them by the order's seed."""
     config.option.randomly_reset_seed = False
+    config.pluginmanager.register(LastingFixtures())
 
 
 def pytest_unconfigure() -> None:
     """Remove the cache that the tests shared."""
     shutil.rmtree(os.environ["CROSSKD_CACHE"], ignore_errors=True)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
-    """What is made once for many tests is the same whichever of them comes first, and changes nothing else."""
-    if fixturedef.scope == "function":
-        return (yield)
-    with restored():
-        begin()
-        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,27 @@ from pathlib import Path
 import numpy
 import torch
 
-_LOGGERS = ("", "crosskd", "transformers", "datasets", "bitsandbytes")
+_LOGGERS = ("crosskd", "transformers", "datasets", "bitsandbytes")
 _PYTESTS_OWN = {"PYTEST_CURRENT_TEST"}
 
 
+def _logs() -> list[tuple[logging.Logger, int, bool, list[logging.Handler]]]:
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    return [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+
+
+def _set_logs(logs: list[tuple[logging.Logger, int, bool, list[logging.Handler]]]) -> None:
+    for logger, level, propagate, handlers in logs:
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, list(handlers)
+
+
+_FRESH = _logs()
+
+
 def begin() -> None:
-    """Seed every global stream of random numbers."""
+    """Seed every global stream of random numbers, and let our log be as if no verb had started."""
+    _set_logs(_FRESH[:1])
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
@@ -28,8 +43,7 @@ def begin() -> None:
 def restored() -> Iterator[None]:
     """Put back environment, working folder, import path, loggers and torch's arithmetic behind the block."""
     variables, folder, paths = dict(os.environ), Path.cwd(), list(sys.path)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    logs = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    logs = _logs()
     arithmetic = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
     try:
         yield
@@ -37,9 +51,7 @@ def restored() -> Iterator[None]:
         _put_back(variables)
         os.chdir(folder)
         sys.path[:] = paths
-        for logger, (level, propagate, handlers) in zip(loggers, logs, strict=True):
-            logger.setLevel(level)
-            logger.propagate, logger.handlers = propagate, handlers
+        _set_logs(logs)
         torch.set_default_dtype(arithmetic[0])
         torch.set_grad_enabled(arithmetic[1])
         torch.set_num_threads(arithmetic[2])
