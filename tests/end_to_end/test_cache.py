@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from crosskd.cli.main import main
+from helpers_kills import run_and_kill
 from helpers_models import tiny_model
 from helpers_tokenizers import sentencepiece_tokenizer
 
@@ -77,17 +73,13 @@ def test_the_teacher_is_not_loaded_beside_a_cache(
 
 def test_a_killed_cache_is_finished_by_resume(teacher_folder: Path, data_folder: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main(cache(teacher_folder, data_folder, whole, "--batch_size", "1")) == 0
-    command = [sys.executable, "-m", "crosskd", *cache(teacher_folder, data_folder, killed, "--batch_size", "1")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not list(killed.glob("*.safetensors")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(killed.glob("*.safetensors"))
-    assert main(cache(teacher_folder, data_folder, killed, "--batch_size", "1", "--resume")) == 0
+    undisturbed = run_and_kill(cache(teacher_folder, data_folder, whole, "--batch_size", "1"), watched=whole)
+    assert undisturbed.status == 0
+    words = cache(teacher_folder, data_folder, killed, "--batch_size", "1")
+    run = run_and_kill(words, at_event=undisturbed.events // 2, watched=killed)
+    assert run.killed
+    assert 0 < len(list(killed.glob("*.safetensors"))) < len(list(whole.glob("*.safetensors")))
+    assert main([*words, "--resume"]) == 0
     assert contents(killed) == contents(whole)
 
 

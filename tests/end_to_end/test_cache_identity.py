@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosskd.cli.main import main
 from crosskd.models.load import load_tokenizer
@@ -24,7 +24,7 @@ METHODS = ("multilevel_ot", "mined")
 def cache(teacher: Path, data: Path, output: Path, *more: str) -> list[str]:
     return [
         "cache", "--teacher", str(teacher), "--data", str(data), "--output", str(output), "--number_few_shot", "1",
-        "--top_k", "10", "--top_entries", "20", "--methods", ",".join(METHODS), *more,
+        "--top_k", "10", "--methods", ",".join(METHODS), *more,
     ]  # fmt: skip
 
 
@@ -138,9 +138,7 @@ def test_another_dtype_is_refused_when_a_cache_goes_on(teacher: Path, targets: P
 def test_a_task_is_known_by_its_texts(
     teacher: Path, student_folder: Path, data_folder: Path, tmp_path: Path, capsys
 ) -> None:
-    texts = (
-        "name: {}\nsystem: Answer.\nrequest_format: '{{context}} {{question}}'\nanswer_cue: 'Answer:'\nmetrics: [{}]\n"
-    )
+    texts = "name: {}\nsystem: Answer.\nformat: '{{context}} {{question}} Answer:'\nmetrics: [{}]\n"
     files = {name: tmp_path / f"{name}.yaml" for name in ("one", "two", "other")}
     files["one"].write_text(texts.format("one", "f1"))
     files["two"].write_text(texts.format("two", "exact_match"))
@@ -196,7 +194,7 @@ def test_processes_beside_the_first_do_not_read_the_whole_cache(targets: Path, m
 def test_a_tokenizer_is_the_same_after_use_and_from_another_folder(kind: str, tmp_path: Path) -> None:
     TOKENIZERS[kind]().save_pretrained(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    one, two = (load_tokenizer(tmp_path / name) for name in ("one", "two"))
+    one, two = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("one", "two"))
     two(["a text", "and a longer one"], padding=True, truncation=True, max_length=3)
     assert tokenizer_sha256(one) == tokenizer_sha256(two)
     vocabulary = read_vocabulary(one)

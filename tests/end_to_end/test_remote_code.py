@@ -156,6 +156,25 @@ def test_every_method_reads_its_tokens(
     assert 0 < line["distillation"] < float("inf")
 
 
+def test_a_cache_aligns_its_tokens_without_running_its_code(
+    teacher: Path, data_folder: Path, student_folder: Path, tmp_path: Path
+) -> None:
+    targets, out = tmp_path / "targets", tmp_path / "out"
+    words = [*words_of("cache", teacher, data_folder, targets, student_folder), "--methods", "mined"]
+    assert main([*words, "--trust_remote_code"]) == 0
+    live = words_of("distill", teacher, data_folder, tmp_path / "live", student_folder)
+    assert main([*live, "--method", "mined", "--trust_remote_code"]) == 0
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+    shutil.rmtree(tmp_path / "modules")
+    words = words_of("distill", teacher, data_folder, out, student_folder)
+    words = [word for word in words if word not in ("--teacher", str(teacher))]
+    assert main([*words, "--method", "mined", "--teacher_cache", str(targets)]) == 0
+    assert not (tmp_path / "modules").exists() or not list((tmp_path / "modules").rglob("*standin*"))
+    losses = [json.loads((run / "metrics.jsonl").read_text().split("\n")[0]) for run in (out, tmp_path / "live")]
+    assert losses[0]["distillation"] == pytest.approx(losses[1]["distillation"], rel=2e-3)  # kept in float16
+
+
 def test_inspect_looks_at_it(teacher: Path, student_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["inspect", "--teacher", str(teacher), "--student", str(student_folder)]
     assert main([*words, "--trust_remote_code"]) == 0

@@ -113,9 +113,15 @@ def assert_one_line(run: KilledRun, expected: str) -> None:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """What a recipe is run for: data, answers, weights and scores; records of times and machines differ."""
+    """What a recipe is run for: data, answers, weights and scores; records of times and machines differ, and what a
+    killed writer left stays beside them under a hidden name.
+    """
     wanted = (".arrow", "model.safetensors", "predictions.jsonl", "teacher_answer.jsonl")
-    return {name: data for name, data in contents(folder).items() if name.endswith(wanted) and "checkpoint" not in name}
+    return {
+        name: data
+        for name, data in contents(folder).items()
+        if name.endswith(wanted) and "checkpoint" not in name and not name.startswith(".")
+    }
 
 
 def test_a_killed_recipe_ends_like_an_undisturbed_one(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _inner_state(tokenizer: PreTrainedTokenizerBase) -> Any:
     if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue]
+        state = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         # how a batch was last padded and cut is no part of the tokenizer
         return {name: value for name, value in state.items() if name not in ("truncation", "padding", "version")}
     named = (tokenizer.init_kwargs.get(name) for name in type(tokenizer).vocab_files_names)
