@@ -97,6 +97,11 @@ def _only_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def _nameless_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "CAUSAL_LM"}')
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+
+
 def _without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -121,7 +126,7 @@ DAMAGED_MODELS: dict[str, Callable[[Path], None]] = {
     "no_tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")] and None,
     "template_broken": _write("chat_template.jinja", b"{% if %}"),
     "adapter_no_json": _write("adapter_config.json", b"{"),
-    "adapter_no_base": _write("adapter_config.json", b'{"peft_type": "LORA", "task_type": "CAUSAL_LM"}'),
+    "adapter_no_base": _nameless_adapter,
 }
 
 DAMAGED_CACHES: dict[str, Callable[[Path], None]] = {

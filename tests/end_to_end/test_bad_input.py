@@ -235,7 +235,7 @@ CACHING = [
     Case(CACHE + "--sinkhorn_temperature nan", "--sinkhorn_temperature: got 'nan'"),
     Case(CACHE + "--methods uld --resume --output {w}/cache_list", "JSON list"),
     Case(CACHE + "--methods uld --resume --output {w}/cache_no_json", "is not JSON"),
-    Case(CACHE + "--methods uld --resume --output {w}/cache_empty", "expected format 2"),
+    Case(CACHE + "--methods uld --resume --output {w}/cache_empty", "cache_empty"),
     Case(CACHE + "--supervision teacher", "no answers of a teacher"),
     Case(CACHE + "--resume --overwrite", "contradict"),
     Case(CACHE + "--output file", "is a file", {"file": "mine"}),
@@ -350,7 +350,7 @@ EVALUATING = [
     Case(MODEL + "{w}/no_tokenizer", "no_tokenizer"),
     Case(MODEL + "{w}/template_broken --prompt_style chat", "template"),
     Case(MODEL + "{w}/adapter_no_json", "adapter_no_json"),
-    Case(MODEL + "{w}/adapter_no_base", "expected adapter_model.safetensors"),
+    Case(MODEL + "{w}/adapter_no_base", "no base_model_name_or_path"),
 ]
 
 COMPARING = [
@@ -523,7 +523,7 @@ def test_the_table_is_long_and_covers_every_verb() -> None:
         (GOOD, "replace"),
         (REPORT, "replace"),
         (COMPARE + "--output table.csv", "replace"),
-        ("recipes copy table1/opt-350m/qed/sft --output mine.yaml", "write_text"),
+        ("recipes copy table1/opt-350m/qed/sft --output mine.yaml", "replace"),
     ],
 )
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
