@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -38,21 +37,6 @@ def test_the_resolved_configuration_repeats_the_run(student_folder: Path, data_f
     assert main(words) == 0
     weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (first, second)]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
-
-
-def test_a_run_resumes_from_its_last_whole_checkpoint(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    steps = ["--save_strategy", "steps", "--save_steps", "1"]
-    assert main(distill(student_folder, data_folder, whole, *steps)) == 0
-    shutil.copytree(whole, resumed)
-    for name in ("checkpoint-3", "checkpoint-4"):
-        (resumed / name / "trainer_state.json").unlink()  # as a kill while it was written leaves it
-    assert main(distill(student_folder, data_folder, resumed, *steps, "--resume")) == 0
-    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, resumed)]
-    for name in ("loss", "cross_entropy"):
-        values = [[line[name] for line in log if name in line] for log in logs]
-        assert values[0] == pytest.approx(values[1], abs=1e-6)
-        assert len(values[1]) == 4
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

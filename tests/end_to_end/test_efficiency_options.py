@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -64,29 +63,6 @@ def test_a_merged_adapter_is_a_whole_model_with_the_same_logits(
     assert changed_weights
     assert all("proj" in name for name in changed_weights)  # linear layers; not embeddings, norms or the output layer
     assert torch.allclose(logits_of(tmp_path / "merged"), logits_of(tmp_path / "adapter"), atol=1e-5)
-
-
-def test_lora_goes_on_from_a_checkpoint(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
-    words = [
-        "--peft",
-        "lora",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-        "--max_steps",
-        "4",
-        "--logging_steps",
-        "1",
-    ]
-    words += ["--per_device_train_batch_size", "4"]
-    assert distill(student_folder, data_folder, tmp_path / "whole", *words) == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
-    (tmp_path / "cut" / "adapter_model.safetensors").unlink()
-    assert distill(student_folder, data_folder, tmp_path / "cut", *words, "--resume") == 0
-    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-    assert torch.allclose(logits_of(tmp_path / "cut"), logits_of(tmp_path / "whole"), atol=1e-5)
 
 
 def test_frozen_layers_stay(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
