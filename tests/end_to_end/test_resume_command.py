@@ -328,7 +328,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if not made:
         pytest.skip("needs the right to mount a file system")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def remount(folder: Path, option: str, *more: str) -> int:

@@ -105,9 +105,7 @@ def writing(run: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save has no error of its own
-        if isinstance(error, RuntimeError) and "write" not in str(error).lower():
-            raise
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save has no error of its own, and many texts
         good = last_checkpoint(run)
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         raise TrainingFailed(

@@ -70,6 +70,7 @@ class ResumableTrainer(Trainer):
             result = super().train(self._resumed, *arguments, **options)
         finally:
             self.interruption.stop_watching()
+            self._close_progress()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
             logger.warning("no best checkpoint was saved: the student is that of the last step")
         return result
@@ -109,6 +110,14 @@ class ResumableTrainer(Trainer):
         self._globalstep_last_logged = state["last_logged"]
         self._total_loss_scalar = state["total"]
         self.terms.restore(state["terms"], self.args.device)
+
+    def _close_progress(self) -> None:
+        """End the line of a progress bar that an error left open, so that the next message has a line of its own."""
+        for callback in self.callback_handler.callbacks:
+            for name in ("prediction_bar", "training_bar"):
+                if getattr(callback, name, None) is not None:
+                    getattr(callback, name).close()
+                    setattr(callback, name, None)
 
     def _checkpoint(self, given: str | bool | None) -> str | None:
         """The checkpoint to go on from, after a look at whether it is whole."""
