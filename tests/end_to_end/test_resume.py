@@ -35,6 +35,11 @@ def trainer_of(family: str, folder: Path, **settings: Any) -> DistillationTraine
     )
 
 
+def memory_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
+    assert trainer.model is not None
+    return dict(trainer.model.state_dict())
+
+
 def finish(trainer: DistillationTrainer, *, resume: bool = False) -> DistillationTrainer:
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model()
@@ -54,14 +59,14 @@ def whole_and_resumed(
     assert f"checkpoint-{STEPS}" not in begun
     second = finish(trainer_of(family, folder / "resumed", **settings), resume=True)
     assert_ended_alike(folder / "whole", folder / "resumed")
-    assert_same(dict(first.model.state_dict()), dict(second.model.state_dict()), "memory")
+    assert_same(memory_of(first), memory_of(second), "memory")
     return first, second
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_family_ends_as_if_it_had_not_been_killed(family: str, tmp_path: Path) -> None:
     first, _ = whole_and_resumed(family, tmp_path)
-    before, after = tiny(family).model.state_dict(), first.model.state_dict()
+    before, after = tiny(family).model.state_dict(), memory_of(first)
     assert sum(not torch.equal(before[name], after[name]) for name in before) > len(before) / 2
 
 
@@ -105,14 +110,15 @@ def test_the_best_model_is_that_of_the_undisturbed_run(
     first.add_callback(KilledInStep(STEPS, tmp_path / "resumed"))
     finish(first)
     second = finish(trainer_of(family, tmp_path / "resumed", **settings), resume=True)
-    assert_same(dict(first.model.state_dict()), dict(second.model.state_dict()), "memory")
+    assert_same(memory_of(first), memory_of(second), "memory")
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "resumed")
     losses = [line["eval_loss"] for line in metrics_of(tmp_path / "whole") if "eval_loss" in line]
     best = 1 + losses.index(min(losses))
     assert second.state.best_global_step == best
     assert Path(str(second.state.best_model_checkpoint)) == tmp_path / "resumed" / f"checkpoint-{best}"
+    assert second.model is not None
     load_weights(second.model, tmp_path / "whole" / f"checkpoint-{best}")
-    assert_same(dict(first.model.state_dict()), dict(second.model.state_dict()), "best")
+    assert_same(memory_of(first), memory_of(second), "best")
     if learning_rate > 1:
         assert best < STEPS
 
@@ -139,7 +145,7 @@ def test_a_checkpoint_must_hold_exactly_the_weights(how: str, family: str, adapt
     model: nn.Module = tiny(family).model
     if adapted:
         model = with_lora(model, rank=2, alpha=4, dropout=0.0)  # pyright: ignore[reportArgumentType]
-    model.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
+    model.save_pretrained(str(tmp_path))  # pyright: ignore[reportCallIssue]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     load_weights(model, tmp_path)
     name = spoil(tmp_path / ("adapter_model.safetensors" if adapted else "model.safetensors"), how)

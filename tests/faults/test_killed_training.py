@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def distill(student: Path, data: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def moments(events: int, seconds: float) -> list[dict[str, float]]:
+def moments(events: int, seconds: float) -> list[dict[str, Any]]:
     """The first and the last change on disk, others between them, and moments between them by the clock."""
     draw = random.Random(9)
     between = draw.sample(range(2, events), EVENTS - 2)
@@ -47,7 +48,7 @@ def test_a_killed_training_ends_as_the_undisturbed_one(
     hit = 0
     for index, moment in enumerate(drawn):
         run = tmp_path / f"run{index}"
-        killed = run_and_kill(distill(student, data_folder, run), watched=run, **moment)  # pyright: ignore[reportArgumentType]
+        killed = run_and_kill(distill(student, data_folder, run), watched=run, **moment)
         hit += killed.killed
         assert killed.killed or killed.status == 0, (moment, killed.output)
         resumed = run_and_kill(distill(student, data_folder, run, "--resume"), watched=run)

@@ -140,10 +140,11 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 def _load_whole(model: nn.Module, checkpoint: Path) -> None:
     assert isinstance(model, PreTrainedModel)
-    loaded, info = type(model).from_pretrained(
+    read: Any = type(model).from_pretrained(
         checkpoint, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True,
         ignore_mismatched_sizes=True,
     )  # fmt: skip
+    loaded, info = read
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]  # shapes follow a name
     refuse_differences(checkpoint, info["missing_keys"], info["unexpected_keys"], mismatched)
     model.load_state_dict(loaded.state_dict(), strict=True)

@@ -134,7 +134,7 @@ class ResumableTrainer(Trainer):
             raise UsageError(f"checkpoint {checkpoint}", got=problem, expected="a whole checkpoint")
         return str(checkpoint)
 
-    def _run_epoch(self, **arguments: Any) -> None:
+    def _run_epoch(self, **arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Train an epoch, unless a checkpoint of the last step was gone on from: there is nothing left to do."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -147,13 +147,13 @@ class ResumableTrainer(Trainer):
             return None
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
-    def _finalize_training(self, *arguments: Any) -> TrainOutput:
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         """Close the log and load the best model, unless the run was interrupted: then nothing more happens to it."""
         if self.interruption.stopping:
             self.is_in_train = False
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             self.interruption.raise_if_stopped(f"checkpoint-{self.state.global_step}")
-        return super()._finalize_training(*arguments)
+        return super()._finalize_training(trial, num_train_samples, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place, and move it there when all processes have written their part."""
@@ -217,6 +217,7 @@ class ResumableTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
+            assert self.model is not None
             load_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
@@ -225,6 +226,7 @@ class ResumableTrainer(Trainer):
             super()._load_best_model()
         else:
             logger.info("the student is that of %s (%s)", Path(str(best)).name, self.state.best_metric)
+            assert self.model is not None
             load_weights(self.model, Path(str(best)))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
