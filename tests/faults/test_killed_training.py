@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,7 @@ def moments(events: int, seconds: float) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("family", ["pythia", "opt"])
-def test_a_killed_training_ends_as_the_undisturbed_one(
-    family: str, data_folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_killed_training_ends_as_the_undisturbed_one(family: str, data_folder: Path, tmp_path: Path) -> None:
     student = save_tiny(family, tmp_path / "student")
     whole = tmp_path / "whole"
     undisturbed = run_and_kill(distill(student, data_folder, whole), watched=whole)
@@ -54,7 +51,6 @@ def test_a_killed_training_ends_as_the_undisturbed_one(
         resumed = run_and_kill(distill(student, data_folder, run, "--resume"), watched=run)
         assert resumed.status == 0, (moment, resumed.output)
         assert_ended_alike(whole, run)
-    record_property("kills", hit)
     assert len(drawn) == EVENTS + MOMENTS
     assert hit >= 15
 
