@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -73,32 +72,6 @@ def test_a_merged_adapter_is_a_whole_model_with_the_same_logits(
     assert_logits_close(
         logits_of(tmp_path / "merged"), logits_of(tmp_path / "adapter"), plain_model(student_folder), 20
     )
-
-
-def test_lora_goes_on_from_a_checkpoint(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:
-    words = [
-        "--peft",
-        "lora",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-        "--max_steps",
-        "4",
-        "--logging_steps",
-        "1",
-    ]
-    words += ["--per_device_train_batch_size", "4"]
-    assert distill(student_folder, data_folder, tmp_path / "whole", *words) == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
-    (tmp_path / "cut" / "adapter_model.safetensors").unlink()
-    assert distill(student_folder, data_folder, tmp_path / "cut", *words, "--resume") == 0
-    model = plain_model(student_folder)
-    assert losses(tmp_path / "cut") == pytest.approx(
-        losses(tmp_path / "whole"), rel=loss_tolerance(model, length=256, tokens=100)
-    )
-    assert_logits_close(logits_of(tmp_path / "cut"), logits_of(tmp_path / "whole"), model, 20)
 
 
 def test_frozen_layers_stay(student_folder: Path, data_folder: Path, tmp_path: Path) -> None:

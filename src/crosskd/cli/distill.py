@@ -20,7 +20,7 @@ from crosskd.losses.registry import METHODS
 from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.models.tiny import tiny_stand_in
-from crosskd.training.checkpoints import is_finished, last_checkpoint
+from crosskd.training.checkpoints import is_finished, last_checkpoint, writing
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import check_distinct, check_teacher_flags
 from crosskd.training.resuming import check_settings, has_begun
@@ -106,8 +106,9 @@ def run(words: Sequence[str]) -> None:
     if arguments.resume:
         logger.info("going on from %s", checkpoint.name if checkpoint else "the start: there is no checkpoint yet")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model()
-    trainer.save_state()
+    with writing(folder, "the student"):
+        trainer.save_model()
+        trainer.save_state()
     if first:
         say(f"student: {folder}")
 

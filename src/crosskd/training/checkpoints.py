@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from crosskd.errors import UsageError
+from crosskd.errors import TrainingFailed, UsageError
 from crosskd.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,7 @@ def problem_of(checkpoint: Path) -> str | None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run that is whole; newer ones that are not are named in the log."""
-    numbered = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
-    found = sorted((path for path, step in numbered.items() if step.isdigit()), key=lambda path: int(numbered[path]))
-    for checkpoint in reversed(found):
+    for _, checkpoint in sorted(_numbered(folder).items(), reverse=True):
         problem = problem_of(checkpoint)
         if problem is None:
             return checkpoint
@@ -74,6 +73,45 @@ def move_into_place(unfinished: Path, checkpoint: Path) -> None:
     if checkpoint.exists():
         shutil.rmtree(checkpoint)
     unfinished.rename(checkpoint)
+
+
+def remove_old_checkpoints(folder: Path, limit: int | None, kept: Collection[int | None]) -> None:
+    """Remove checkpoints until ``limit`` are left: first those that are not whole, then the oldest.
+
+    A checkpoint of a later step than those that are kept is of a run that was gone on with before it: it counts as
+    not whole, since it is going to be written again.
+
+    Args:
+        folder: The run's.
+        limit: How many may stay; None or 0 removes none.
+        kept: Steps whose checkpoints stay, whatever the limit: the one just written, and the best.
+    """
+    if not limit:
+        return
+    numbered = _numbered(folder)
+    newest = max((step for step in kept if step is not None), default=0)
+    useful = {step: step < newest and problem_of(path) is None for step, path in numbered.items()}
+    removable = sorted(numbered.keys() - set(kept), key=lambda step: (useful[step], step))
+    for step in removable[: max(len(numbered) - limit, 0)]:
+        shutil.rmtree(numbered[step], ignore_errors=True)
+
+
+@contextmanager
+def writing(run: Path, what: str) -> Iterator[None]:
+    """Tell in one line that something of a run cannot be written: a full disk, a folder that became unwritable.
+
+    Raises:
+        TrainingFailed: With the reason, and the checkpoint that the run goes on from.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save has no error of its own, and many texts
+        good = last_checkpoint(run)
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise TrainingFailed(
+            f"{what} of {run} cannot be written ({str(error).strip().splitlines()[0]}); {kept}; "
+            "make room or give the folder back, and the same command with --resume goes on"
+        ) from error
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -102,10 +140,13 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 def _load_whole(model: nn.Module, checkpoint: Path) -> None:
     assert isinstance(model, PreTrainedModel)
-    loaded, info = type(model).from_pretrained(
-        checkpoint, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
-    )
-    refuse_differences(checkpoint, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    read: Any = type(model).from_pretrained(
+        checkpoint, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    loaded, info = read
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]  # shapes follow a name
+    refuse_differences(checkpoint, info["missing_keys"], info["unexpected_keys"], mismatched)
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 
@@ -138,6 +179,13 @@ def refuse_differences(
             expected="exactly the weights of the model that is trained",
             fix="check that student, --peft and versions are those that wrote it; train afresh with --overwrite",
         )
+
+
+def _numbered(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their step, whole or not."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    steps = {path.name.removeprefix("checkpoint-"): path for path in paths}
+    return {int(step): path for step, path in steps.items() if step.isdigit()}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -27,20 +27,28 @@ class Interruption(TrainerCallback):
         self._accelerator = accelerator
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
+        self._postponed = False
         self.stopping = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Watch for signals, where this is the main thread (Python takes none elsewhere)."""
-        self._signal, self.stopping = None, False
+        self._signal, self._postponed, self.stopping = None, False, False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint if there was a signal."""
+        """Ask for a checkpoint if there was a signal.
+
+        A checkpoint of the last step of an epoch, or of all, is written once the epoch's end is logged and evaluated:
+        what is gone on with from there would not do it.
+        """
         if not control.should_training_stop and self._anyone_interrupted():
             self.stopping = True
             control.should_save = True
+        self._postponed = control.should_save and (control.should_training_stop or float(state.epoch or 0).is_integer())
+        if self._postponed:
+            control.should_save = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop once the checkpoint is written; it must not say that training is over."""
@@ -49,8 +57,10 @@ class Interruption(TrainerCallback):
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """An epoch that was broken off is neither evaluated nor saved as if it were whole."""
-        if self.stopping:
+        if self.stopping and not self._postponed:
             control.should_log = control.should_evaluate = control.should_save = False
+        if self._postponed:
+            control.should_save, self._postponed = True, False
 
     def stop_watching(self) -> None:
         """Give the signals back to whoever had them."""
