@@ -102,9 +102,10 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 def _load_whole(model: nn.Module, checkpoint: Path) -> None:
     assert isinstance(model, PreTrainedModel)
-    loaded, info = type(model).from_pretrained(
+    found: Any = type(model).from_pretrained(
         checkpoint, config=model.config, dtype=model.dtype, use_safetensors=True, output_loading_info=True
     )
+    loaded, info = found
     refuse_differences(checkpoint, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     model.load_state_dict(loaded.state_dict(), strict=True)
 

@@ -173,8 +173,9 @@ def _plain(value: Any) -> Any:
 
 
 def _default(item: Any) -> Any:
-    made = item.default is MISSING and item.default_factory is not MISSING
-    return _canonical(item.name, item.default_factory() if made else item.default)
+    factory: Any = item.default_factory
+    made = item.default is MISSING and factory is not MISSING
+    return _canonical(item.name, factory() if made else item.default)
 
 
 def _refuse_what_cannot_work(config: DistillationConfig) -> None:

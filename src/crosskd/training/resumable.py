@@ -113,7 +113,7 @@ class ResumableTrainer(Trainer):
             raise UsageError(f"checkpoint {checkpoint}", got=problem, expected="a whole checkpoint")
         return str(checkpoint)
 
-    def _run_epoch(self, **arguments: Any) -> None:
+    def _run_epoch(self, **arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Train an epoch, unless a checkpoint of the last step was gone on from: there is nothing left to do."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -169,7 +169,7 @@ class ResumableTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(self.model, Path(resume_from_checkpoint))
+            load_weights(self.model, Path(resume_from_checkpoint))  # pyright: ignore[reportArgumentType]
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
@@ -177,7 +177,7 @@ class ResumableTrainer(Trainer):
             super()._load_best_model()
         else:
             logger.info("the student is that of %s (%s)", Path(str(best)).name, self.state.best_metric)
-            load_weights(self.model, Path(str(best)))
+            load_weights(self.model, Path(str(best)))  # pyright: ignore[reportArgumentType]
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """What transformers only warns of is an error here; weights that are never saved may be missing."""

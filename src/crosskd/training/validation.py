@@ -104,5 +104,6 @@ def answer_scores(
     )  # fmt: skip
     gathered = dict(gather_object(list(zip(own, answers, strict=True))))
     scoring = Scoring.prepare(load_task(config.task), "best", None, None)
-    _, scores = scoring.apply(list(examples), [gathered[index] for index in range(len(examples))])
+    rows: Any = list(examples)
+    _, scores = scoring.apply(rows, [gathered[index] for index in range(len(examples))])
     return {name: scores[name] for name in TEXT_METRICS}
