@@ -174,8 +174,7 @@ def _plain(value: Any) -> Any:
 
 def _default(item: Any) -> Any:
     factory: Any = item.default_factory
-    made = item.default is MISSING and factory is not MISSING
-    return _canonical(item.name, factory() if made else item.default)
+    return _canonical(item.name, item.default if factory is MISSING else factory())
 
 
 def _refuse_what_cannot_work(config: DistillationConfig) -> None:
