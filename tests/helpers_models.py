@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     """A random model in evaluation mode whose logits are far from uniform."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family])
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[family]))  # models write into their configuration
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)

@@ -190,8 +190,8 @@ def _plain(value: Any) -> Any:
 
 
 def _default(item: Any) -> Any:
-    made = item.default is MISSING and item.default_factory is not MISSING
-    return _canonical(item.name, item.default_factory() if made else item.default)
+    factory: Any = item.default_factory
+    return _canonical(item.name, item.default if factory is MISSING else factory())
 
 
 def _refuse_what_cannot_work(config: DistillationConfig) -> None:

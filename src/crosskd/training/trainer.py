@@ -215,7 +215,8 @@ class DistillationTrainer(ResumableTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Batches of the examples of `predict`, which may come as text."""
-        return super().get_test_dataloader(evaluation_set(test_dataset, self.args, self.participants))
+        examples: Any = evaluation_set(test_dataset, self.args, self.participants)
+        return super().get_test_dataloader(examples)
 
     def evaluation_loop(self, dataloader: DataLoader, *arguments: Any, **options: Any) -> EvalLoopOutput:
         """The loss is cross-entropy an answer token, whatever the method and the batch size; see the class."""

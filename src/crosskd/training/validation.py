@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -81,13 +80,13 @@ def check_best_metric(config: DistillationConfig, sets: Any, own_metrics: Any) -
 
 
 def answer_scores(
-    model: PreTrainedModel, examples: Dataset, side: Side, config: DistillationConfig, accelerator: Accelerator
+    model: PreTrainedModel, examples: Any, side: Side, config: DistillationConfig, accelerator: Accelerator
 ) -> dict[str, float]:
     """Let the student answer examples greedily, processes sharing the work, and score the answers.
 
     Args:
         model: The student, not wrapped.
-        examples: With ``context``, ``answers`` and so on, as text.
+        examples: A data set with ``context``, ``answers`` and so on, as text.
         side: How the student reads an example.
         config: The run's settings.
         accelerator: Of the trainer.
