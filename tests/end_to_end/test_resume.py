@@ -67,7 +67,8 @@ def whole_and_resumed(
 def test_every_family_ends_as_if_it_had_not_been_killed(family: str, tmp_path: Path) -> None:
     first, _ = whole_and_resumed(family, tmp_path)
     before, after = tiny(family).model.state_dict(), memory_of(first)
-    assert sum(not torch.equal(before[name], after[name]) for name in before) > len(before) / 2
+    read = [name for name in before if "vision" not in name and "projector" not in name]  # no example has an image
+    assert sum(not torch.equal(before[name], after[name]) for name in read) > len(read) / 2
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class PublishedTrainer(DistillationTrainer):
     def __init__(self, *arguments: Any, schedule: Schedule, **options: Any) -> None:
         self._schedule = schedule
         super().__init__(*arguments, **options)
+        self.remove_callback(self.interruption)  # the published script has no flag to go on from a checkpoint
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All of them: the published optimizer knows no exceptions for biases and norms."""

@@ -18,7 +18,8 @@ from crosskd.files import read_jsonl, write_json, write_jsonl, write_text
 from crosskd.losses.registry import METHODS, setting_names
 from crosskd.models.card import CardFacts
 from crosskd.provenance import package_versions, provenance
-from crosskd.teacher.identity import data_sha256, weights_sha256
+from crosskd.teacher.identity import data_sha256, prompt_sha256, weights_sha256
+from crosskd.text.tasks import load_task
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import Participants
 
@@ -69,12 +70,13 @@ def _strict(value: Any) -> Any:
 
 
 def resolved_settings(config: DistillationConfig) -> dict[str, Any]:
-    """Settings that a YAML file needs to repeat a run: all of distillation, and those of training that were chosen.
+    """Settings that a YAML file needs to repeat a run: all of ours, and those of transformers that were chosen.
 
+    Ours are those of distillation, and those whose default is ours (``learning_rate``); another version may change them.
     What belongs to the machine (``use_cpu``) is left out, and what has no form in YAML is named in a warning.
     """
-    own = {item.name for item in fields(config)} - {item.name for item in fields(TrainingArguments)}
     chosen = config.chosen_settings()
+    own = set(DistillationConfig.__annotations__)
     settings = {name: chosen.get(name, getattr(config, name)) for name in sorted(own | chosen.keys())}
     settings = {name: value for name, value in settings.items() if name not in MACHINE}
     for name in [name for name, value in settings.items() if not _is_plain(value)]:
@@ -119,6 +121,7 @@ def run_contents(
     cache, live = participants.cache, participants.teacher
     teacher = _weights_of(live.name) if live else None
     return {
+        "task_sha256": prompt_sha256(load_task(config.task), config.number_few_shot),
         "data_sha256": None if examples is None else data_sha256(examples, config.supervision),
         "student_sha256": _weights_of(participants.student.name),
         "teacher_sha256": cache.identity["teacher_weights_sha256"] if cache else teacher,
