@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from crosskd import DistillationTrainer
 from crosskd.cli.main import main
 from crosskd.training.checkpoints import last_checkpoint, problem_of, write_manifest
+from helpers_families import TASK_FILE
 from helpers_kills import contents
 from helpers_resume import assert_ended_alike, in_step, leave_as_killed
 
@@ -114,7 +115,7 @@ def test_another_schedule_is_refused_by_its_arguments(
     assert "lr_scheduler_kwargs: there {'min_lr': 1e-06}, here {'min_lr': 1e-07}" in last_line(capsys)
 
 
-@pytest.mark.parametrize("changed", ["data", "student"])
+@pytest.mark.parametrize("changed", ["data", "student", "task"])
 def test_other_contents_under_the_same_path_are_refused(
     changed: str, student_folder: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -122,10 +123,14 @@ def test_other_contents_under_the_same_path_are_refused(
     student, data = tmp_path / "student", tmp_path / "data"
     shutil.copytree(student_folder, student)
     shutil.copytree(data_folder, data)
-    run, broken_off = tmp_path / "run", tmp_path / "killed"
+    run, broken_off, task = tmp_path / "run", tmp_path / "killed", tmp_path / "colours.yaml"
+    shutil.copyfile(TASK_FILE, task)
+    more = ["--task", str(task)] if changed == "task" else []
     in_step(monkeypatch, 2, lambda folder: leave_as_killed(folder, broken_off))
-    assert main(distill(student, data, run)) == 0
-    if changed == "student":
+    assert main(distill(student, data, run, *more)) == 0
+    if changed == "task":
+        task.write_text(task.read_text().replace("in one word", "in two words"))
+    elif changed == "student":
         weights = load_file(student / "model.safetensors")
         weights[min(weights)] += 1
         save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
@@ -137,7 +142,7 @@ def test_other_contents_under_the_same_path_are_refused(
         assert main(["prepare", "--data", str(raw), "--output", str(data), "--overwrite"]) == 0
     before = contents(broken_off)
     capsys.readouterr()
-    assert main(distill(student, data, broken_off, "--resume")) == 2
+    assert main(distill(student, data, broken_off, "--resume", *more)) == 2
     line = last_line(capsys)
     assert f"{changed}_sha256: there " in line
     assert line.count(": there ") == 1

@@ -72,7 +72,7 @@ def _strict(value: Any) -> Any:
 def resolved_settings(config: DistillationConfig) -> dict[str, Any]:
     """Settings that a YAML file needs to repeat a run: all of ours, and those of transformers that were chosen.
 
-    Ours are those of distillation, and those whose default is ours (``learning_rate``); another version may change them.
+    Ours are those of distillation, and those whose default is ours (``learning_rate``): another version may change it.
     What belongs to the machine (``use_cpu``) is left out, and what has no form in YAML is named in a warning.
     """
     chosen = config.chosen_settings()
