@@ -54,7 +54,7 @@ def test_the_cache_is_as_large_as_expected(
     words = ["--data", str(data_folder), "--number_few_shot", "1"]
     found = inspect_json(capsys, *pair, *words)
     expected = next(size for size in found["cache"] if size["method"] == "multilevel_ot")
-    assert (expected["bytes_per_token"], expected["bytes_per_example"]) == (105, 212)
+    assert (expected["bytes_per_token"], expected["bytes_per_example"]) == (105, 200)
     assert main(["cache", "--teacher", pair[0], *words, "--output", str(tmp_path / "cache")]) == 0
     written = 0
     for path in (tmp_path / "cache").glob("*.safetensors"):
