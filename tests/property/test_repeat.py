@@ -233,12 +233,14 @@ def test_the_run_of_a_recipe_is_repeated(tmp_path: Path) -> None:
 
 
 ONE_OF_EACH_SETTING = sorted({
-    (recipe.student, recipe.setting): name for name, recipe in recipes().items() if recipe.data == "qed"
+    (recipe.student, recipe.setting): name
+    for name, recipe in recipes().items()
+    if recipe.data == "qed" and recipe.flags["method"] != "seqkd"  # which needs a teacher's answers in the data
 }.values())  # fmt: skip
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", [name for name in ONE_OF_EACH_SETTING if "seqkd" not in name])
+@pytest.mark.parametrize("name", ONE_OF_EACH_SETTING)
 def test_runs_of_all_kinds_of_recipes_are_repeated(name: str, tmp_path: Path) -> None:
     recipe_run(name, tmp_path)
 
