@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import sys
+from collections.abc import Callable
 
 import yaml
+
+from crosskd.errors import TrainingFailed, UsageError, visible
+
+
+def exit_code_of(name: str, work: Callable[[], None]) -> int:
+    """Do some work, and say in one line on stderr what went wrong, if it is something that a user can act on.
+
+    With the environment variable ``CROSSKD_DEBUG`` set, an error shows where it came from. Interrupts pass through.
+
+    Args:
+        name: What the line begins with.
+        work: The work.
+
+    Returns:
+        0; 1 where training failed; 2 for bad input, unreadable files and what libraries say of them.
+    """
+    try:
+        work()
+    except TrainingFailed as error:
+        sys.stderr.write(f"{name}: {visible(str(error))}\n")
+        return 1
+    except Exception as error:
+        told = str(error) if isinstance(error, UsageError) else one_line(error)
+        if told is None or os.environ.get("CROSSKD_DEBUG"):
+            raise
+        sys.stderr.write(f"{name}: error: {visible(' '.join(told.split()))}\n")
+        return 2
+    return 0
 
 
 def one_line(error: BaseException) -> str | None:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from crosskd.cli.failures import one_line
-from crosskd.errors import Terminated, TrainingFailed, UsageError, did_you_mean, visible
+from crosskd.cli.failures import exit_code_of
+from crosskd.errors import Terminated, UsageError, did_you_mean, visible
 
 VERBS = {
     "demo": "distil a real small model end to end, on this machine",
@@ -64,11 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: str, words: Sequence[str]) -> int:
-    """Run ``verb`` with its flags; 0, or 1 where training failed and 2 for bad input, both said in one line.
+    """Run ``verb`` with its flags; see `crosskd.cli.failures.exit_code_of` for what is returned."""
 
-    Interrupts pass through. With the environment variable ``CROSSKD_DEBUG`` set, an error shows where it came from.
-    """
-    try:
+    def work() -> None:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
         # a verb takes seconds to import: help and typing mistakes need not wait for it
@@ -76,20 +74,8 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
 
         check_early(verb, words)
         importlib.import_module(f"crosskd.cli.{verb}").run(words)
-    except UsageError as error:
-        if os.environ.get("CROSSKD_DEBUG"):
-            raise
-        sys.stderr.write(f"crosskd {verb}: error: {visible(str(error))}\n")
-        return 2
-    except TrainingFailed as error:
-        sys.stderr.write(f"crosskd {verb}: {visible(str(error))}\n")
-        return 1
-    except Exception as error:
-        if (told := one_line(error)) is None or os.environ.get("CROSSKD_DEBUG"):
-            raise
-        sys.stderr.write(f"crosskd {verb}: error: {visible(' '.join(told.split()))}\n")
-        return 2
-    return 0
+
+    return exit_code_of(f"crosskd {verb}", work)
 
 
 @contextmanager

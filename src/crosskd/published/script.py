@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from crosskd.cli.failures import exit_code_of
 from crosskd.cli.main import terminated_by_signal
-from crosskd.errors import Terminated, TrainingFailed, UsageError
+from crosskd.errors import Terminated
 
 
 def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[str] | None) -> int:
@@ -22,16 +23,10 @@ def run_script(name: str, run: Callable[[Sequence[str]], None], words: Sequence[
         0; 1 where training failed; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    given = list(sys.argv[1:] if words is None else words)
     try:
         with terminated_by_signal():
-            run(list(sys.argv[1:] if words is None else words))
-    except UsageError as error:
-        sys.stderr.write(f"{name}: error: {error}\n")
-        return 2
-    except TrainingFailed as error:
-        sys.stderr.write(f"{name}: {error}\n")
-        return 1
+            return exit_code_of(name, lambda: run(given))
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"{name}: {str(interrupt) or 'stopped'}\n")
         return 143 if isinstance(interrupt, Terminated) else 130
-    return 0

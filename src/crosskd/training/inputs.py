@@ -50,8 +50,8 @@ def tokenized(
             continue
         embeddings = embedding_rows(loaded.model)
         if is_tokenized(examples) or len(loaded.tokenizer) > embeddings:  # else none can be too large
-            parts = rows.select_columns([f"{side}_prompt_ids", f"{side}_answer_ids"])
-            ids = ((f"{side}'s example {i}", [*chain(*row.values())]) for i, row in enumerate(parts))
+            parts = zip(rows[f"{side}_prompt_ids"], rows[f"{side}_answer_ids"], strict=True)
+            ids = ((f"{side}'s example {i}", [*chain(*pair)]) for i, pair in enumerate(parts))
             check_token_ids(ids, embeddings, loaded.name)
     return rows
 
