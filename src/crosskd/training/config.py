@@ -29,8 +29,8 @@ def _setting(default: Any, text: str) -> Any:
 class DistillationConfig(TrainingArguments):
     """`transformers.TrainingArguments` plus what distillation needs; its defaults are the paper's (arXiv 2412.14528).
 
-    Fields that `TrainingArguments` has too are given here because their default is ours: ``learning_rate`` 5e-5, measured
-    on small data (docs/training.md; the paper's 1e-6 stands in its recipes), ``logging_steps`` 10,
+    Fields that `TrainingArguments` has too are given here because their default is ours: ``learning_rate`` 5e-5
+    (docs/training.md says how it was chosen; the paper's 1e-6 stands in its recipes), ``logging_steps`` 10,
     ``remove_unused_columns`` off (columns are ours).
 
     Raises:
