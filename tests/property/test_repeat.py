@@ -296,7 +296,9 @@ def test_nothing_of_the_machine_and_no_secret_is_written_down(
 def test_defaults_of_transformers_are_written_where_ours_differ(tmp_path: Path) -> None:
     theirs = {item.name: item.default for item in fields(TrainingArguments)}
     ours = DistillationConfig.default_settings()
-    differing = [name for name in ("learning_rate", "logging_steps") if theirs[name] != ours[name]]
-    assert differing == ["learning_rate", "logging_steps"]
-    config = DistillationConfig(output_dir=str(tmp_path), **{name: theirs[name] for name in differing})
-    assert {name: theirs[name] for name in differing}.items() <= all_settings(config, {}).items()
+    assert theirs["logging_steps"] != ours["logging_steps"]
+    named = {name: theirs[name] for name in ("learning_rate", "logging_steps")}
+    config = DistillationConfig(output_dir=str(tmp_path), **named)
+    assert named.items() <= all_settings(config, {}).items()
+    # and where they are the same, since another version may have another default
+    assert "learning_rate" in all_settings(DistillationConfig(output_dir=str(tmp_path)), {})
