@@ -26,6 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from crosskd.cli.verbs import VERBS
+
 FILE = Path(__file__).with_name("flags.jsonl")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -181,8 +183,6 @@ def _constants_under(call: ast.Call, key: str) -> Iterable[str]:
 
 def file_text() -> str:
     """What `FILE` must hold for the dataclasses as they are."""
-    from crosskd.cli.main import VERBS
-
     rows = []
     for verb in VERBS:
         for parser in importlib.import_module(f"crosskd.cli.{verb}").parsers():

@@ -14,25 +14,8 @@ from types import FrameType
 from typing import NoReturn
 
 from crosskd.cli.failures import exit_code_of
+from crosskd.cli.verbs import RESUMABLE, VERBS
 from crosskd.errors import Terminated, UsageError, did_you_mean, visible
-
-VERBS = {
-    "demo": "distil a real small model end to end, on this machine",
-    "prepare": "turn a data file into examples (arrow)",
-    "inspect": "compare two tokenizers on your data, before training",
-    "answer": "let the teacher answer the examples",
-    "cache": "run the teacher once and keep what the losses need",
-    "distill": "train a student, with or without a teacher",
-    "evaluate": "let a model answer, and score the answers",
-    "recipes": "list, show, copy or run the paper's experiments",
-    "compare": "tell by how much models differ, with intervals",
-    "report": "put scores, curves and predictions into one HTML page",
-    "env": "show versions, machine and what crosskd finds there",
-}
-
-
-RESUMABLE = frozenset({"demo", "answer", "cache", "distill", "evaluate", "recipes"})
-"""Verbs that keep what they did before they were interrupted, and go on from it with ``--resume``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from crosskd.cli.console import output, say, start_logging
-from crosskd.cli.recipes import CopyArguments, ListArguments, RunArguments, ShowArguments
+from crosskd.cli.recipes_flags import CopyArguments, ListArguments, RunArguments, ShowArguments
 from crosskd.cli.recipes_run import RunSettings, run_recipe
 from crosskd.errors import UsageError, did_you_mean
 from crosskd.files import check_writable, write_text
