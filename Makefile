@@ -60,9 +60,10 @@ bench: setup  ## time and memory of losses and training; BENCH_ARGS=--quick for 
 	$(BIN)/python benchmarks/losses.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/training.py $(BENCH_ARGS)
 
-format: setup  ## let ruff mend rules and format
+format: setup  ## let ruff fix rules and format, and renew the file of flags
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m crosskd.cli.flags
 
 clean:  ## remove what was built, .venv and caches; runs/ stays
 	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache .hypothesis
