@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -19,6 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads sum in another ord
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ["CROSSKD_CACHE"] = tempfile.mkdtemp(prefix="crosskd-tests-")  # never the user's
 sys.path.insert(0, str(Path(__file__).parent))
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell ignores Ctrl-C for what it starts in the background; tests send it, and their children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import json
 from typing import Any
