@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _CONTROLS = [*range(32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROLS if chr(code) not in "\n\t"}
@@ -54,6 +54,22 @@ def visible(text: str) -> str:
     that reverse the direction of writing are among them, as ``\\u202e``.
     """
     return text.translate(_ESCAPES)
+
+
+def list_differences(made: Mapping[str, object], wanted: Mapping[str, object], names: Iterable[str]) -> str:
+    """What each field is there and here, for messages that refuse what was made from something else.
+
+    Example:
+        >>> list_differences({"seed": 7}, {"seed": 8}, ["seed"])
+        'seed: there 7, here 8'
+    """
+    return "; ".join(f"{name}: there {_short(made.get(name))}, here {_short(wanted.get(name))}" for name in names)
+
+
+def _short(value: object) -> str:
+    """A value as text; of a hash its beginning."""
+    text = str(value)
+    return f"{text[:12]}…" if len(text) > 40 and " " not in text and "/" not in text else text
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from crosskd.text.tasks import load_task
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = """Let the teacher answer the examples of a split, and write the data set anew with its answers in the
+DESCRIPTION = """Let the teacher answer the examples of a split, and write a copy of the data with its answers in the
 column teacher_answer. `crosskd distill --supervision teacher` then trains on them, also where there are no labels."""
 
 

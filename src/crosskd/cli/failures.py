@@ -54,6 +54,8 @@ def one_line(error: BaseException) -> str | None:
         return f"{_kind(error)}: {_first_line(error)}"
     if isinstance(error, pickle.UnpicklingError):  # torch reads tensors and plain values only
         return f"a pickled file holds more than numbers and is not read: {_first_line(error)}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, for a GPU; by name, since torch is not imported for it
+        return f"out of memory: {_first_line(error)} Take smaller batches; docs/troubleshooting.md says more"
     if isinstance(error, ImportError) or "to be installed" in str(error):
         return _first_line(error)
     # by name: these libraries are not imported for the sake of an error

@@ -106,7 +106,7 @@ def pair_evaluations(
         labels: What errors call the evaluations; None takes "the first", "the second", ...
 
     Returns:
-        The pairs. F1, exact match and ROUGE are computed anew from the texts, BERTScore is taken from the files.
+        The pairs. F1, exact match and ROUGE are computed again from the texts, BERTScore is taken from the files.
 
     Raises:
         UsageError: An evaluation without predictions; other examples or references than the first's; an unknown metric;

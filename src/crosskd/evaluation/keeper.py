@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, list_differences
 from crosskd.evaluation.results import SCORES, Evaluation
 from crosskd.files import read_jsonl, write_jsonl
 
@@ -76,9 +76,8 @@ def check_same(folder: str | Path, identity: Mapping[str, Any]) -> None:
         return
     differing = [name for name, value in identity.items() if made.get(name) != value]
     if differing:
-        told = "; ".join(f"{name}: there {_short(made.get(name))}, here {_short(identity[name])}" for name in differing)
         raise UsageError(
-            f"--resume {folder}: an evaluation of something else ({told})",
+            f"--resume {folder}: an evaluation of something else ({list_differences(made, identity, differing)})",
             expected="the same model, data and settings",
             fix="set them as they are there, give --overwrite, or another folder",
         )
@@ -90,8 +89,3 @@ def _identity_in(folder: Path) -> dict[str, Any] | None:
     path = folder / UNFINISHED
     rows = read_jsonl(path, unfinished=True) if path.is_file() else []
     return rows[0].get("made_from", {}) if rows else None
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text

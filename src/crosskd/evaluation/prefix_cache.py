@@ -59,7 +59,7 @@ def compute_prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> Prefi
     accepted = inspect.signature(model.forward).parameters
     kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
     if model.config.is_encoder_decoder or "position_ids" not in accepted or kinds - _EXACT_LAYERS:
-        logger.info("%s computes the shared prefix anew for every batch", type(model).__name__)
+        logger.info("%s computes the shared prefix again for every batch", type(model).__name__)
         return None
     # Without a config the cache keeps every column, also of sliding layers: rows with padding need the early ones.
     cache = DynamicCache()

@@ -68,6 +68,6 @@ def required_targets(targets: TeacherTargets | None, method: str, *fields: str) 
             f"teacher targets of {method}",
             got="none" if targets is None else "no " + ", ".join(missing),
             expected="targets made for this method's request",
-            fix="make them with targets_from_logits(logits, mask, method.request()) or write the cache anew",
+            fix="make them with targets_from_logits(logits, mask, method.request()) or write the cache again",
         )
     return targets

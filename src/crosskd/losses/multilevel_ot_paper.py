@@ -72,7 +72,7 @@ class _TeacherColumns:
                 "temperature",
                 got=temperature,
                 expected=f"one of those that the teacher targets hold: {(1.0, *self.targets.temperatures)}",
-                fix="write the cache anew",
+                fix="write the cache again",
             )
         index = self.targets.temperatures.index(temperature)
         return self.values / temperature - normalizers[..., index : index + 1].to(self.values.dtype)
@@ -92,7 +92,7 @@ def _teacher_columns(
             "top_k",
             got=settings.top_k or "all",
             expected=f"at most the {values.shape[-1]} columns that the teacher targets hold",
-            fix="lower it or write the cache anew",
+            fix="lower it or write the cache again",
         )
     columns = min(wanted, student.logits.shape[-1])
     return _TeacherColumns(values[..., :columns].to(compute_dtype(student.logits.dtype)), targets)

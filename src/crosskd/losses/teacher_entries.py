@@ -36,7 +36,7 @@ def largest_teacher_entries(
             "top_entries",
             got=top_entries or "all",
             expected=f"at most the {held} entries that the teacher targets hold",
-            fix="lower it or write the cache anew",
+            fix="lower it or write the cache again",
         )
     beyond = entries[..., wanted:].to(tail.dtype).exp().sum(-1)
     return entries[..., :wanted], tail + beyond

@@ -14,7 +14,7 @@ from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, list_differences
 from crosskd.files import read_json
 from crosskd.hashes import known_sha256
 from crosskd.losses.targets import TargetRequest
@@ -160,9 +160,8 @@ def check_identity(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str
         name for name, value in wanted.items() if name not in ignored and not _satisfies(name, made.get(name), value)
     ]
     if differing:
-        listed = "; ".join(f"{name}: there {_short(made.get(name))}, here {_short(wanted[name])}" for name in differing)
         raise UsageError(
-            f"{what}: made from something else ({listed})",
+            f"{what}: made from something else ({list_differences(made, wanted, differing)})",
             expected="the same teacher, data, prompts and settings",
             fix="set the fields as they are there, or make it again for these settings in another folder",
         )
@@ -180,8 +179,3 @@ def _satisfies(name: str, cached: Any, wanted: Any) -> bool:
     if name == "vocabulary_sha256":
         return wanted is None or cached == wanted
     return cached == wanted
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "…" if len(text) > 40 and " " not in text and "/" not in text else text

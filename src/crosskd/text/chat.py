@@ -85,7 +85,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, conversation: list[Turn]) -> str:
         )
     except _FAILURES as error:
         raise UsageError(
-            f"chat template of {_name(tokenizer)} fails: {error}", fix="mend the template, or use plain prompts"
+            f"chat template of {_name(tokenizer)} fails: {error}", fix="fix the template, or use plain prompts"
         ) from error
 
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 NO_MATCH = -1
 DEFAULT_CUTOFF = 0.5
-_FORMAT = 1  # raise it when the same vocabularies would map differently: older files are then computed anew
+_FORMAT = 1  # raise it when the same vocabularies would map differently: older files are then computed again
 _BLOCK_BYTES = 1 << 26  # of one distance matrix
 
 

@@ -94,7 +94,7 @@ class DistillationConfig(TrainingArguments):
     )
     merge_adapter: bool = _setting(False, "LoRA: save the whole student with the matrices merged, not the adapter")
     freeze_layers: int = _setting(0, "hold the first so many transformer blocks of the student constant")
-    gradient_checkpointing: bool | None = _setting(False, "compute activations anew in the backward pass: less memory")
+    gradient_checkpointing: bool | None = _setting(False, "compute activations again in the backward pass: less memory")
     on_nonfinite: Literal["stop", "skip"] = _setting(
         "stop", "a step whose loss or gradients are NaN or infinite: stop the run, or drop the step (10 in a row stop)"
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, list_differences
 from crosskd.files import read_json
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import Participants
@@ -46,8 +46,7 @@ def check_settings(folder: Path, config: DistillationConfig, sources: Mapping[st
     begun = {**defaults, **_read(folder / RESOLVED)}
     now = {**defaults, **yaml.safe_load(yaml.safe_dump(all_settings(config, sources)))}
     names = sorted((begun.keys() | now.keys()) - NEUTRAL)
-    pairs = {name: (begun.get(name), now.get(name)) for name in names}
-    _refuse(folder, {name: pair for name, pair in pairs.items() if not _same(name, *pair)})
+    _refuse(folder, begun, now, [name for name in names if not _same(name, begun.get(name), now.get(name))])
 
 
 def check_contents(
@@ -61,14 +60,14 @@ def check_contents(
     if not (folder / PROVENANCE).is_file():
         return
     begun, now = read_json(folder / PROVENANCE), run_contents(config, participants, examples)
-    _refuse(folder, {name: (begun[name], now[name]) for name in now if name in begun and begun[name] != now[name]})
+    _refuse(folder, begun, now, [name for name in now if name in begun and begun[name] != now[name]])
 
 
-def _refuse(folder: Path, differing: Mapping[str, tuple[Any, Any]]) -> None:
+def _refuse(folder: Path, begun: Mapping[str, Any], now: Mapping[str, Any], differing: Sequence[str]) -> None:
     if differing:
-        named = "; ".join(f"{name}: there {_short(old)}, here {_short(new)}" for name, (old, new) in differing.items())
         raise UsageError(
-            f"--resume {folder}", got=f"another run ({named})", expected="the settings, models and data it began with",
+            f"--resume {folder}", got=f"another run ({list_differences(begun, now, differing)})",
+            expected="the settings, models and data it began with",
             fix=f"repeat them (--config {folder / RESOLVED} --resume), or choose another --output_dir",
         )  # fmt: skip
 
@@ -87,8 +86,3 @@ def _same(name: str, old: Any, new: Any) -> bool:
         return True
     paths = name in ("student", "teacher", "data", "teacher_cache", "task") and old is not None and new is not None
     return paths and Path(str(old)).exists() and Path(str(old)).resolve() == Path(str(new)).resolve()
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) > 60 and "/" not in text and " " not in text else text
