@@ -15,6 +15,7 @@ from crosskd.cli.main import VERBS, main
 from crosskd.errors import UsageError
 from helpers_bad_input import LINES, TASK, make_world, packed, prediction, scores, snapshot
 from helpers_data import ROWS
+from helpers_fresh import in_a_fresh_process
 
 Files = dict[str, str | bytes]
 
@@ -28,6 +29,8 @@ class Case(NamedTuple):
     words: str
     fragment: str
     files: Files = {}  # noqa: RUF012 - of a tuple, which nobody changes
+    late: bool = False
+    """Whether only transformers, which takes long to import, or a loaded model can tell."""
 
 
 PREPARE = "prepare --output out --data "
@@ -199,7 +202,7 @@ INSPECTING = [
     Case("inspect {w}/teacher {w}/student --data {w}/data_cut", "cannot be read"),
     Case("inspect {w}/teacher --data {w}/data", "required: --student"),
     Case("inspect {w}/none/a {w}/student --data {w}/data", "no such folder"),
-    Case("inspect {w}/config_types {w}/student --data {w}/data", "config_types"),
+    Case("inspect {w}/config_types {w}/student --data {w}/data", "config_types", late=True),
     Case("inspect {w}/tokenizer_cut {w}/student --data {w}/data", "tokenizer of"),
 ]
 
@@ -211,11 +214,11 @@ ANSWERING = [
     Case(ANSWER + "--top_p 0", "--top_p: got 0.0"),
     Case(ANSWER + "--top_p 1.5", "--top_p: got 1.5"),
     Case(ANSWER + "--max_new_tokens 0", "--max_new_tokens: got 0"),
-    Case(ANSWER + "--max_new_tokens 100000", "--max_new_tokens"),
+    Case(ANSWER + "--max_new_tokens 100000", "--max_new_tokens", late=True),
     Case(ANSWER + "--max_length 0", "--max_length: got 0"),
     Case(ANSWER + "--format xml", "invalid choice: 'xml'"),
     Case(ANSWER + "--output {w}/data --overwrite", "the folder of the data"),
-    Case(ANSWER + "--backend vllm", "--backend vllm"),
+    Case(ANSWER + "--backend vllm", "--backend vllm", late=True),
     Case(ANSWER + "--teacher {w}/cut_weights", "cut_weights"),
     Case(ANSWER + "--output /proc/x", "cannot be written"),
 ]
@@ -262,7 +265,7 @@ TRAINING = [
     Case(DISTILL + "--save_strategy steps --save_steps 0", "save_steps"),
     Case(DISTILL + "--save_total_limit 0", "save_total_limit: got 0"),
     Case(DISTILL + "--lr_scheduler_type cosin", "cosin"),
-    Case(DISTILL + "--lr_scheduler_type cosine_with_min_lr", "lr_scheduler_type cosine_with_min_lr"),
+    Case(DISTILL + "--lr_scheduler_type cosine_with_min_lr", "lr_scheduler_type cosine_with_min_lr", late=True),
     Case(
         DISTILL + "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{{\"min_lr\": '", "lr_scheduler_kwargs"
     ),
@@ -271,20 +274,21 @@ TRAINING = [
     Case(
         DISTILL + "--lr_scheduler_type polynomial --lr_scheduler_kwargs '{{\"steep\": 1}}'",
         "lr_scheduler_type polynomial",
+        late=True,
     ),
     Case(DISTILL + "--optim fastest", "fastest"),
-    Case(DISTILL + "--report_to wandbb", "report_to: got 'wandbb'"),
-    Case(DISTILL + "--bf16 --fp16", "fp16"),
+    Case(DISTILL + "--report_to wandbb", "report_to: got 'wandbb'", late=True),
+    Case(DISTILL + "--bf16 --fp16", "fp16", late=True),
     Case(DISTILL + "--eval_strategy steps --eval_steps 0", "eval_steps"),
     Case(DISTILL + "--method_settings '{{'", "method_settings: got '{'"),
     Case(DISTILL + "--method_settings '{{\"a\": 1}}'", "sft has no settings"),
     Case(DISTILL + "--method nothing", "method: got 'nothing'"),
     Case(DISTILL + "--task task.yaml", "occurs twice", {"task.yaml": TASK + "system: again\n"}),
     Case(DISTILL + "--max_length 1", "max_length: got 1"),
-    Case(DISTILL + "--freeze_layers 99", "freeze_layers"),
+    Case(DISTILL + "--freeze_layers 99", "freeze_layers", late=True),
     Case(DISTILL + "--peft lora --lora_rank 0", "lora_rank: got 0"),
     Case(DISTILL + "--peft lora --lora_dropout nan", "lora_dropout: got 'nan'"),
-    Case(DISTILL + "--peft lora --lora_target_modules nothing", "LoRA"),
+    Case(DISTILL + "--peft lora --lora_target_modules nothing", "LoRA", late=True),
     Case(DISTILL + "--supervision teacher", "no answers of a teacher"),
     Case(DISTILL + "--config c.yaml", "did you mean 'learning_rate'?", {"c.yaml": "learning_rat: 1\n"}),
     Case(DISTILL + "--config c.yaml", "the key 'seed' occurs twice", {"c.yaml": "seed: 1\nseed: 2\n"}),
@@ -305,9 +309,9 @@ TRAINING = [
     Case(CACHED + "{w}/cache_list", "JSON list"),
     Case(CACHED + "{w}/cache_empty", "cache_empty"),
     Case(CACHED + "{w}/cache_types", "cache_types"),
-    Case(CACHED + "{w}/cache_cut", "targets-00000.safetensors is damaged"),
-    Case(CACHED + "{w}/cache_no_sum", "is unfinished"),
-    Case(CACHED + "{w}/cache_other", "data_sha256"),
+    Case(CACHED + "{w}/cache_cut", "targets-00000.safetensors is damaged", late=True),
+    Case(CACHED + "{w}/cache_no_sum", "is unfinished", late=True),
+    Case(CACHED + "{w}/cache_other", "data_sha256", late=True),
 ]
 
 EVALUATING = [
@@ -315,11 +319,11 @@ EVALUATING = [
     Case(EVALUATE + "--limit -1", "--limit: got -1"),
     Case(EVALUATE + "--batch_size 0", "--batch_size: got 0"),
     Case(EVALUATE + "--max_new_tokens -1", "--max_new_tokens: got -1"),
-    Case(EVALUATE + "--max_new_tokens 99999", "--max_new_tokens"),
+    Case(EVALUATE + "--max_new_tokens 99999", "--max_new_tokens", late=True),
     Case(EVALUATE + "--max_length 0", "--max_length: got 0"),
     Case(EVALUATE + "--number_few_shot -1", "--number_few_shot: got -1"),
     Case(EVALUATE + "--number_few_shot 99", "number_few_shot: got 99"),
-    Case(EVALUATE + "--prompt_style chat", "chat"),
+    Case(EVALUATE + "--prompt_style chat", "chat", late=True),
     Case(EVALUATE + "--dtype float8", "invalid choice: 'float8'"),
     Case(EVALUATE + "--split test", "has no split 'test'"),
     Case(EVALUATE + "--bert_score_layer 3", "--bert_score_layer: got 3"),
@@ -335,20 +339,20 @@ EVALUATING = [
     Case(MODEL + "{w}/empty_weights", "empty_weights"),
     Case(MODEL + "{w}/no_weights", "no_weights"),
     Case(MODEL + "{w}/pickled", "--allow_pickle"),
-    Case(MODEL + "{w}/other_shapes", "other_shapes"),
+    Case(MODEL + "{w}/other_shapes", "other_shapes", late=True),
     Case(MODEL + "{w}/config_no_json", "config_no_json"),
     Case(MODEL + "{w}/config_list", "config_list"),
     Case(MODEL + "{w}/config_latin", "config_latin"),
-    Case(MODEL + "{w}/config_types", "config_types"),
-    Case(MODEL + "{w}/config_unknown", "config_unknown"),
-    Case(MODEL + "{w}/config_encoder", "LlamaForSequenceClassification"),
+    Case(MODEL + "{w}/config_types", "config_types", late=True),
+    Case(MODEL + "{w}/config_unknown", "config_unknown", late=True),
+    Case(MODEL + "{w}/config_encoder", "LlamaForSequenceClassification", late=True),
     Case(MODEL + "{w}/tokenizer_cut", "tokenizer of"),
     Case(MODEL + "{w}/tokenizer_empty", "tokenizer of"),
-    Case(MODEL + "{w}/tokenizer_types", "tokenizer of"),
+    Case(MODEL + "{w}/tokenizer_types", "tokenizer of", late=True),
     Case(MODEL + "{w}/tokenizer_latin", "tokenizer of"),
     Case(MODEL + "{w}/tokenizer_config_cut", "tokenizer of"),
-    Case(MODEL + "{w}/no_tokenizer", "no_tokenizer"),
-    Case(MODEL + "{w}/template_broken --prompt_style chat", "template"),
+    Case(MODEL + "{w}/no_tokenizer", "no_tokenizer", late=True),
+    Case(MODEL + "{w}/template_broken --prompt_style chat", "template", late=True),
     Case(MODEL + "{w}/adapter_no_json", "adapter_no_json"),
     Case(MODEL + "{w}/adapter_no_base", "no base_model_name_or_path"),
 ]
@@ -508,6 +512,20 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     place(here, case.files)
     assert case.fragment in refused(shlex.split(case.words.format(w=world)), capsys, world, here)
+
+
+def test_most_bad_input_is_told_before_transformers_is_imported(world: Path, tmp_path: Path) -> None:
+    """That takes ten seconds; a mistake is to be told in less than five."""
+    cases = [case for case in CASES if not case.late]
+    folders = [tmp_path / str(number) for number in range(len(cases))]
+    for case, folder in zip(cases, folders, strict=True):
+        folder.mkdir()
+        place(folder, case.files)
+    found = in_a_fresh_process([shlex.split(case.words.format(w=world)) for case in cases], folders)
+    for case, (code, _, told, imported) in zip(cases, found, strict=True):
+        assert (code, "transformers" in imported) == (2, False), case.words
+        assert case.fragment in told
+    assert len(cases) > 0.9 * len(CASES)
 
 
 def test_the_table_is_long_and_covers_every_verb() -> None:

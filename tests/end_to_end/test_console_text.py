@@ -91,7 +91,7 @@ def test_texts_of_data_and_models_cannot_steer_a_terminal(
 
 def test_errors_and_logs_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / f"none{CLEAR}")]) == 2
-    console.start_logging()
+    console.start_logging("datasets", "transformers")
     logging.getLogger("crosskd.test").warning("%s of %s", NAME, CLEAR)
     told = capsys.readouterr().err
     assert told.count("\\x1b[2J") == 2

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,34 +13,9 @@ from crosskd.cli.flags import FILE, file_text, known_flags
 from crosskd.cli.main import VERBS, main
 from crosskd.cli.parsing import FlagParser
 from crosskd.cli.recipes import ACTIONS
+from helpers_fresh import in_a_fresh_process
 
-SOURCES = Path(flags.__file__).parents[2]
 COMMANDS = [[verb] for verb in VERBS] + [["recipes", action] for action in ACTIONS]
-HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "numpy", "rich")
-# Runs command lines in one fresh process; prints for each its exit code, what it wrote, and what it imported.
-RUNNER = """
-import contextlib, io, json, sys
-from crosskd.cli.main import main
-found = []
-for words in json.load(sys.stdin):
-    shown, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(told):
-        try:
-            code = main(words)
-        except SystemExit as stopped:
-            code = stopped.code
-    found.append([code, shown.getvalue(), told.getvalue(), [name for name in HEAVY if name in sys.modules]])
-print(json.dumps(found))
-"""
-
-
-def in_a_fresh_process(commands: list[list[str]]) -> list[tuple[int, str, str, list[str]]]:
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER.replace("HEAVY", repr(HEAVY))],
-        input=json.dumps(commands), capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
-    )  # fmt: skip
-    return [tuple(each) for each in json.loads(done.stdout)]
 
 
 def test_help_imports_nothing_large() -> None:
@@ -82,8 +54,8 @@ def test_early_help_is_late_help() -> None:
     early = known_flags("distill")
     assert early is not None
     (late,) = distill_parsers()
-    assert early.hidden == late.verb_flags.hidden
-    assert FlagParser(early).format_help() == late.format_help()
+    assert early.hidden == late.declared().hidden
+    assert FlagParser(early).format_help() == FlagParser(late.declared()).format_help()
 
 
 def test_flags_made_from_something_else_are_not_believed(
@@ -109,7 +81,7 @@ def test_a_changed_field_shows_and_a_changed_function_does_not(tmp_path: Path, m
 
 def test_a_pipe_is_left_to_the_verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What stands in a pipe can be read only once."""
-    from crosskd.cli.parsing import check_early
+    from crosskd.cli.early import check_early
 
     os.mkfifo(tmp_path / "flags.yaml")
     check_early("distill", ["--config", str(tmp_path / "flags.yaml")])  # else it waits for a writer

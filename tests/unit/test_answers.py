@@ -20,7 +20,8 @@ from crosskd.errors import UsageError
 from crosskd.evaluation.generation import first_line, generate_answers
 from crosskd.models.load import load_model
 from crosskd.teacher.answers import AnswerFolder, TeacherAnswers
-from crosskd.teacher.backends import Decoding, TransformersBackend, VllmBackend
+from crosskd.teacher.backends import TransformersBackend, VllmBackend
+from crosskd.teacher.decoding import Decoding
 from crosskd.teacher.sampling import SeededSampling, sampled_generation
 from crosskd.text.tasks import TASKS
 from helpers_models import examples

@@ -26,7 +26,7 @@ def wait_for(number: int) -> None:
 
 def take_verb(monkeypatch: pytest.MonkeyPatch, verb: str, run: Callable[[list[str]], None]) -> None:
     """Put ``run`` in the place of a verb, whatever its flags are."""
-    monkeypatch.setattr("crosskd.cli.parsing.check_early", lambda *_: None)
+    monkeypatch.setattr("crosskd.cli.early.check_early", lambda *_: None)
     module = types.ModuleType(f"crosskd.cli.{verb}")
     module.run = run  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(__import__("sys").modules, f"crosskd.cli.{verb}", module)

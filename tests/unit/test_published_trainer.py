@@ -26,7 +26,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr("crosskd.published.finetuning.start_logging", lambda: None)
+    monkeypatch.setattr("crosskd.published.finetuning.start_logging", lambda *_: None)
     monkeypatch.setattr(logging.getLogger("crosskd"), "propagate", True)
     caplog.set_level(logging.INFO, logger="crosskd")
     return caplog

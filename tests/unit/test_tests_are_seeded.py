@@ -194,7 +194,7 @@ def test_hypothesis_draws_the_same_examples_and_keeps_none() -> None:
 @pytest.fixture(scope="module")
 def untidy() -> tuple[float, float]:
     """A fixture that outlives its test, draws without a seed, and leaves the process changed, as every verb does."""
-    start_logging()
+    start_logging("datasets", "transformers")
     os.environ["LEFT"] = "behind"
     return random.random(), float(numpy.random.random())
 
@@ -209,7 +209,7 @@ def test_the_process_is_put_back() -> None:
     here, logger = Path.cwd(), logging.getLogger("crosskd")
     before = logger.level, logger.propagate, list(logger.handlers)
     with restored():
-        start_logging()
+        start_logging("datasets", "transformers")
         os.environ["LEFT"] = "behind"
         os.environ.pop("HF_HUB_OFFLINE")
         os.chdir("/")

@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from crosskd.cli.checks import check_counts
+from crosskd.cli.checks import check_apart
 from crosskd.cli.console import progress, say, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples, load_splits
-from crosskd.errors import UsageError
 from crosskd.files import check_output_folder, disk_errors, prepare_output_folder
 from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.teacher.answers import AnswerFolder, TeacherAnswers
-from crosskd.teacher.backends import AnswerBackend, Decoding, TransformersBackend, VllmBackend
+from crosskd.teacher.backends import AnswerBackend, TransformersBackend, VllmBackend
+from crosskd.teacher.decoding import Decoding
 from crosskd.text.tasks import load_task
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,7 @@ def parsers() -> list[VerbParser]:
 def run(words: Sequence[str]) -> None:
     """Answer what is not answered yet, and assemble the data set."""
     (arguments,) = parsers()[0].parse(words)
-    start_logging()
-    check_counts(arguments, ("batch_size", "shard_size", "tensor_parallel_size", "max_length"))
+    start_logging("datasets", "transformers")
     shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     decoding = Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
     examples = load_examples(arguments.data, arguments.split)
@@ -110,9 +109,7 @@ def run(words: Sequence[str]) -> None:
 def _check_folders(arguments: AnswerArguments) -> None:
     """Refuse an output that would damage the data; they are read until the end."""
     check_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
-    data, folder = Path(arguments.data).resolve(), Path(arguments.output).resolve()
-    if folder == data or folder in data.parents:
-        raise UsageError(f"--output {arguments.output}", got="the folder of the data", expected="another folder")
+    check_apart(arguments.data, arguments.output)
 
 
 def _backend(arguments: AnswerArguments) -> AnswerBackend:

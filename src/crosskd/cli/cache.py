@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import or_
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from crosskd.cli.checks import check_counts
+from crosskd.cli.cache_request import aligns, merged_request
+from crosskd.cli.checks import parse_part
 from crosskd.cli.console import progress, say, start_logging
 from crosskd.cli.evaluate import on_accelerator
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
 from crosskd.data.supervision import supervised_examples
-from crosskd.errors import UsageError
 from crosskd.files import check_output_folder, disk_errors, prepare_output_folder
-from crosskd.losses.registry import METHODS, create_method, setting_names
-from crosskd.losses.targets import TargetRequest
 from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.teacher.cache import TargetCache
@@ -84,8 +80,7 @@ def parsers() -> list[VerbParser]:
 def run(words: Sequence[str]) -> None:
     """Capture the targets of every example that the cache does not hold yet."""
     (arguments,) = parsers()[0].parse(words)
-    start_logging()
-    check_counts(arguments, ("batch_size", "shard_size", "teacher_max_length"))
+    start_logging("datasets", "transformers")
     shots = load_task(arguments.task).number_of_shots(arguments.number_few_shot)
     part = parse_part(arguments.shard)
     examples = supervised_examples(load_examples(arguments.data, arguments.split), arguments.supervision)
@@ -128,37 +123,3 @@ def run(words: Sequence[str]) -> None:
             cache.remove_leftovers()
     size = sum(path.stat().st_size for path in folder.iterdir())
     say(f"{len(problems)} files written to {folder}: {len(cache)} examples, {size / 1e6:.2f} MB in all")
-
-
-def merged_request(arguments: CacheArguments) -> TargetRequest:
-    """What all the methods named need together."""
-    requests: list[TargetRequest] = []
-    for name in _names(arguments):
-        request = create_method(name, **_settings_of(name, arguments)).request()
-        if request is None:
-            raise UsageError("--methods", got=name, expected="methods that ask the teacher", fix="leave it out")
-        requests.append(request)
-    merged = reduce(or_, requests)
-    return merged | TargetRequest(answer_tokens=True) if aligns(arguments) else merged
-
-
-def aligns(arguments: CacheArguments) -> bool:
-    """Whether a method pairs the tokens of both models: it needs the teacher's answer tokens and their texts."""
-    return any(METHODS[name].needs_alignment for name in _names(arguments))
-
-
-def _names(arguments: CacheArguments) -> list[str]:
-    return [word.strip() for word in arguments.methods.split(",")]
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """Read ``i/n`` with 1 <= i <= n."""
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UsageError("--shard", got=text, expected="i/n with 1 <= i <= n, such as 2/8")
-    return int(number), int(count)
-
-
-def _settings_of(name: str, arguments: CacheArguments) -> dict[str, Any]:
-    known = setting_names(METHODS[name]) if name in METHODS else []
-    return {setting: getattr(arguments, setting) for setting in known if hasattr(arguments, setting)}

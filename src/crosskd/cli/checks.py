@@ -1,21 +1,26 @@
-"""What holds for flags of several verbs, checked before anything is loaded."""
+"""What holds for a flag wherever it occurs, checked before anything is loaded."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from crosskd.errors import UsageError
 
+_LEAST = {
+    "limit": 1, "batch_size": 1, "shard_size": 1, "max_new_tokens": 1, "max_length": 2, "teacher_max_length": 2,
+    "max_characters": 1, "tensor_parallel_size": 1, "generation_max_new_tokens": 1, "examples": 0,
+}  # fmt: skip
 _LARGEST_SEED = 2**32 - 1  # what numpy takes
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Refuse what no flag can mean: numbers that are not finite, and texts with a NUL, which no file's name can have.
+    """Refuse what no flag can mean: numbers that are not finite or out of range, and texts with a NUL.
 
     Args:
-        values: The flags of a verb, by name.
+        values: The flags of a verb, by name; None is fine.
 
     Raises:
         UsageError: Names the flag.
@@ -25,25 +30,27 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise UsageError(f"--{name}", got=str(value), expected="a finite number")
         if any("\0" in text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
             raise UsageError(f"--{name}", got=str(value), expected="text without NUL characters")
-
-
-def check_counts(arguments: Any, flags: Sequence[str], *, least: int = 1) -> None:
-    """Refuse flags, out of those given, that are smaller than ``least``; None is fine.
-
-    Raises:
-        UsageError: Names the flag.
-    """
-    for flag in flags:
-        value = getattr(arguments, flag)
-        if value is not None and value < least:
-            raise UsageError(f"--{flag}", got=value, expected=f"an integer of at least {least}")
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that random number generators do not take.
-
-    Raises:
-        UsageError: It is negative or too large.
-    """
-    if not 0 <= seed <= _LARGEST_SEED:
+        if name in _LEAST and isinstance(value, int) and value < _LEAST[name]:
+            raise UsageError(f"--{name}", got=value, expected=f"an integer of at least {_LEAST[name]}")
+    seed = values.get("seed")
+    if seed is not None and not 0 <= seed <= _LARGEST_SEED:
         raise UsageError("--seed", got=seed, expected=f"an integer from 0 to {_LARGEST_SEED}")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Read ``i/n`` with 1 <= i <= n."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError("--shard", got=text, expected="i/n with 1 <= i <= n, such as 2/8")
+    return int(number), int(count)
+
+
+def check_apart(data: str, output: str) -> None:
+    """Refuse an output folder that is the one of the data, or holds it: it would be replaced while they are read.
+
+    Raises:
+        UsageError: It is such a folder.
+    """
+    source, folder = Path(data).resolve(), Path(output).resolve()
+    if source.exists() and (source == folder or folder in source.parents):
+        raise UsageError(f"--output {output}", got="the folder of the data", expected="another folder")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, say_json, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.errors import UsageError
@@ -59,7 +58,6 @@ def run(words: Sequence[str]) -> None:
     """Compare, show, and write if asked."""
     (arguments,) = parsers()[0].parse(words)
     start_logging()
-    check_counts(arguments, ("examples", "seed"), least=0)
     path = Path(arguments.output) if arguments.output else None
     ending = check_file(path, WRITERS, overwrite=arguments.overwrite) if path else ""
     comparison = compare(arguments)

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
@@ -48,22 +48,29 @@ def say_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def start_logging() -> None:
-    """Show crosskd's own log on the terminal, warnings of the libraries, and none of their chatter."""
+def start_logging(*libraries: Literal["datasets", "transformers"]) -> None:
+    """Show crosskd's own log on the terminal, warnings of the libraries, and none of their chatter.
+
+    Args:
+        libraries: Those that the verb uses; they are imported.
+    """
     handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     root = logging.getLogger("crosskd")
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     root.propagate = False
-    from datasets.utils import logging as datasets_logging
-    from transformers.utils import logging as transformers_logging
+    if "datasets" in libraries:
+        from datasets.utils import logging as datasets_logging
 
-    transformers_logging.set_verbosity_warning()
-    # its bars for loading weights last a blink; ours and the trainer's say what is worth waiting for
-    transformers_logging.disable_progress_bar()
-    # that padding, which is masked, got the tokenizer's id
-    logging.getLogger("transformers.trainer_utils").addFilter(_is_news)
-    datasets_logging.disable_progress_bar()
+        datasets_logging.disable_progress_bar()
+    if "transformers" in libraries:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_warning()
+        # its bars for loading weights last a blink; ours and the trainer's say what is worth waiting for
+        transformers_logging.disable_progress_bar()
+        # that padding, which is masked, got the tokenizer's id
+        logging.getLogger("transformers.trainer_utils").addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

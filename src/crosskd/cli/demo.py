@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosskd.cli.checks import check_seed
 from crosskd.cli.console import output, say, start_logging
 from crosskd.cli.demo_models import find_demo_models
 from crosskd.cli.parsing import VerbParser
 from crosskd.cli.steps import Step, run_step
-from crosskd.evaluation.evaluate import Evaluation
+from crosskd.evaluation.results import Evaluation
 from crosskd.files import prepare_output_folder
-from crosskd.models.precision import fast_bfloat16
 from crosskd.recipes import recipe_path
 from crosskd.report.tables import results_table
 
@@ -60,7 +58,6 @@ def run(words: Sequence[str]) -> None:
     """Run the steps that are not finished, then show the table and the report."""
     (arguments,) = parsers()[0].parse(words)
     start_logging()
-    check_seed(arguments.seed)
     started = time.monotonic()
     teacher, student = find_demo_models()
     folder = prepare_output_folder(arguments.output, overwrite=arguments.overwrite, resume=arguments.resume)
@@ -82,6 +79,8 @@ def demo_steps(folder: Path, teacher: Path, student: Path, size: Size, seed: int
         words = ["evaluate", "--model", model, "--data", data, "--output", str(scores / name)]
         words += ["--number_few_shot", str(shots), "--prompt_style", "plain", "--limit", str(size.validation)]
         return Step(f"score {title}", [*words, "--name", title], scores / name / "scores.json", resumable=True)
+
+    from crosskd.models.precision import fast_bfloat16  # torch
 
     def training(method: str, *more: str) -> Step:
         words = ["distill", "--config", str(recipe_path("demo_qed")), "--student", str(student), "--data", data]

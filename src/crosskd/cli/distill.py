@@ -22,7 +22,8 @@ from crosskd.models.quantization import Quantization
 from crosskd.models.tiny import tiny_stand_in
 from crosskd.training.checkpoints import is_finished, last_checkpoint, writing
 from crosskd.training.config import DistillationConfig
-from crosskd.training.participants import check_distinct, check_teacher_flags
+from crosskd.training.named import check_distinct
+from crosskd.training.participants import check_teacher_flags
 from crosskd.training.resuming import check_settings, has_begun
 from crosskd.training.trainer import DistillationTrainer
 
@@ -86,7 +87,7 @@ def parsers() -> list[VerbParser]:
 
 def run(words: Sequence[str]) -> None:
     """Train, and save the student."""
-    start_logging()
+    start_logging("datasets", "transformers")
     arguments, config = parsers()[0].parse(words)
     folder = Path(str(config.output_dir))
     first = config.process_index == 0  # of several processes one looks after the folder, before the others write

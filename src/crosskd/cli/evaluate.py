@@ -14,15 +14,14 @@ import torch
 from datasets import Dataset
 
 from crosskd import __version__
-from crosskd.cli.checks import check_counts
 from crosskd.cli.console import output, progress, say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import load_examples
+from crosskd.evaluation.bertscore import check_bert_score
 from crosskd.evaluation.evaluate import evaluate
 from crosskd.evaluation.keeper import AnswerKeeper, check_same
 from crosskd.evaluation.results import SCORES, Evaluation
 from crosskd.evaluation.score_names import how_computed
-from crosskd.evaluation.scoring import check_bert_score
 from crosskd.files import check_output_folder, prepare_output_folder
 from crosskd.models.card import add_scores, shown_name
 from crosskd.models.limits import context_length, longest_prompt
@@ -91,8 +90,7 @@ def parsers() -> list[VerbParser]:
 def run(words: Sequence[str]) -> None:
     """Answer, score, write, and show the scores."""
     (arguments,) = parsers()[0].parse(words)
-    start_logging()
-    check_counts(arguments, ("limit", "batch_size", "max_new_tokens", "max_length"))
+    start_logging("datasets", "transformers")
     task = load_task(arguments.task)
     task.number_of_shots(arguments.number_few_shot)
     examples = load_examples(arguments.data, arguments.split)

@@ -55,6 +55,18 @@ class VerbFlags:
     epilog: str | None = None
 
 
+def declared_flags(
+    verb: str,
+    description: str,
+    types: Iterable[type],
+    hidden: frozenset[str] = frozenset(),
+    positional: tuple[str, ...] = (),
+    epilog: str | None = None,
+) -> VerbFlags:
+    """The flags of a verb as its dataclasses declare them; see `VerbFlags`."""
+    return VerbFlags(verb, description, flags_of(types), hidden, positional, epilog)
+
+
 def flags_of(types: Iterable[type]) -> list[dict[str, Any]]:
     """The fields of dataclasses as flags; imports transformers, which knows how to read them."""
     from transformers import HfArgumentParser
@@ -186,7 +198,7 @@ def file_text() -> str:
     rows = []
     for verb in VERBS:
         for parser in importlib.import_module(f"crosskd.cli.{verb}").parsers():
-            rows += described(parser.verb_flags, parser.dataclasses)
+            rows += described(parser.declared(), parser.dataclasses)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from crosskd.cli.checks import check_counts
 from crosskd.cli.console import say_json, start_logging
 from crosskd.cli.inspect_costs import cache_sizes, estimate_time, model_facts, read_config
 from crosskd.cli.inspect_tables import show
@@ -65,8 +64,7 @@ def parsers() -> list[VerbParser]:
 def run(words: Sequence[str]) -> None:
     """Compare, estimate, warn, and print it all."""
     (arguments,) = parsers()[0].parse(words)
-    check_counts(arguments, ("limit", "max_length", "teacher_max_length"))
-    start_logging()
+    start_logging("datasets", "transformers")
     findings = inspect(arguments)
     if arguments.json:
         say_json(findings)

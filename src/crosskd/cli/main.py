@@ -52,8 +52,8 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     def work() -> None:
         if verb not in VERBS:
             raise UsageError("verb", got=verb, expected="a verb of crosskd", fix=did_you_mean(verb, VERBS))
-        # a verb takes seconds to import: help and typing mistakes need not wait for it
-        from crosskd.cli.parsing import check_early
+        # a verb takes seconds to import: help and most mistakes need not wait for it
+        from crosskd.cli.early import check_early
 
         check_early(verb, words)
         importlib.import_module(f"crosskd.cli.{verb}").run(words)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from crosskd.cli.checks import check_values
-from crosskd.cli.flags import VerbFlags, flags_of, known_flags
+from crosskd.cli.flags import VerbFlags, declared_flags, known_flags
 from crosskd.errors import UsageError, did_you_mean
 from crosskd.files import parse_yaml
 
@@ -156,9 +156,11 @@ class VerbParser(FlagParser):
         epilog: str | None = None,
         positional: Sequence[str] = (),
     ) -> None:
-        flags = flags_of(dataclasses)
-        super().__init__(VerbFlags(verb, description, flags, frozenset(hidden), tuple(positional), epilog))
         self.dataclasses = list(dataclasses)
+        self.declared = partial(
+            declared_flags, verb, description, self.dataclasses, frozenset(hidden), tuple(positional), epilog
+        )
+        super().__init__(known_flags(verb) or self.declared())
 
     def parse(self, words: Sequence[str]) -> tuple[Any, ...]:
         """Make the dataclasses: command line over YAML over defaults.
@@ -178,21 +180,6 @@ class VerbParser(FlagParser):
     def _made(self, dataclass_type: Any, values: dict[str, Any]) -> Any:
         names = [name for name, field in dataclass_type.__dataclass_fields__.items() if field.init]
         return dataclass_type(**{name: values[name] for name in names if name in values})
-
-
-def check_early(verb: str, words: Sequence[str]) -> None:
-    """Print the help of a verb, or find mistakes in its flags, without importing it.
-
-    Does nothing where the flags of the verb are not known, or ``--config`` names a pipe, which can be read only once.
-
-    Raises:
-        UsageError, SystemExit: As for `FlagParser.check`.
-    """
-    flags = known_flags(verb)
-    paths = [Path(word.partition("=")[2]) for word in words if word.startswith("--config=")]
-    paths += [Path(after) for word, after in itertools.pairwise(words) if word == "--config"]
-    if flags is not None and not any(path.exists() and not path.is_file() and not path.is_dir() for path in paths):
-        FlagParser(flags).check(words)
 
 
 def _add(parser: argparse.ArgumentParser, flag: Mapping[str, Any]) -> None:

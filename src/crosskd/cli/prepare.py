@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from crosskd.cli.checks import check_apart
 from crosskd.cli.console import output, say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import prepare_examples, save_prepared
@@ -64,9 +65,10 @@ def parsers() -> list[VerbParser]:
 def run(words: Sequence[str]) -> None:
     """Prepare the examples, write them, and show what was kept and dropped."""
     (arguments,) = parsers()[0].parse(_with_one_map(words))
-    start_logging()
+    start_logging("datasets")
     check_output_folder(arguments.output, overwrite=arguments.overwrite)
-    _check_apart(arguments.data, arguments.output)
+    _check_not_here(arguments.output)
+    check_apart(arguments.data, arguments.output)
     prepared = prepare_examples(
         arguments.data,
         load_task(arguments.task),
@@ -131,13 +133,10 @@ def _with_one_map(words: Sequence[str]) -> list[str]:
     return [*others, "--map", *pairs] if pairs else list(words)
 
 
-def _check_apart(data: str, output: str) -> None:
-    source, folder = Path(data).resolve(), Path(output).resolve()
-    here = Path.cwd()
+def _check_not_here(output: str) -> None:
+    here, folder = Path.cwd(), Path(output).resolve()
     if folder == here or folder in here.parents:  # the folder is moved into place as a whole
         raise UsageError(f"--output {output}", got="the current folder or one above it", expected="a folder in it")
-    if source.exists() and (source == folder or folder in source.parents):
-        raise UsageError(f"--output {output}", got="the folder that holds --data", expected="another folder")
 
 
 def _show(summary: Mapping[str, Any], folder: Path) -> None:

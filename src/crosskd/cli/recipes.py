@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from crosskd.cli.early import check_early
 from crosskd.cli.flags import known_flags
-from crosskd.cli.parsing import FlagParser, VerbParser, check_early
+from crosskd.cli.parsing import FlagParser, VerbParser
 from crosskd.cli.recipes_flags import CopyArguments, ListArguments, RunArguments, ShowArguments
 from crosskd.errors import UsageError, did_you_mean
 

@@ -10,11 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from crosskd.cli.steps import Step, run_step
-from crosskd.data.prepare import load_splits
 from crosskd.errors import UsageError
-from crosskd.evaluation.evaluate import Evaluation
+from crosskd.evaluation.results import Evaluation
 from crosskd.files import check_output_folder, prepare_output_folder, read_json, write_json, write_text
-from crosskd.models.tiny import tiny_stand_in
 from crosskd.recipes.grid import METRICS, Recipe
 from crosskd.recipes.text import command_line, recipe_text
 
@@ -92,6 +90,8 @@ def recipe_steps(recipe: Recipe, settings: RunSettings) -> list[Step]:
     if "answer" in about:
         answer = {**about["answer"], "data": data, "output": answered, **longest}
         if settings.tiny:
+            from crosskd.models.tiny import tiny_stand_in  # transformers
+
             answer["teacher"] = tiny_stand_in(answer["teacher"], "teacher")
         steps.append(Step("let the teacher answer", command_line("answer", answer) + loading, None, resumable=True))
     distill = {"config": settings.folder / RECIPE_FILE, "data": answered if "answer" in about else data}
@@ -128,6 +128,8 @@ def _given(**flags: Any) -> dict[str, Any]:
 
 def _check_split(settings: RunSettings) -> None:
     """Say that there is nothing to score before hours of training."""
+    from crosskd.data.prepare import load_splits  # datasets
+
     splits = [str(name) for name in load_splits(settings.folder / "data")]
     if settings.split not in splits:
         raise UsageError(

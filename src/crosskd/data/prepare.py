@@ -15,10 +15,11 @@ from crosskd.data.answers_merge import give_answers, read_answers, with_answers
 from crosskd.data.cleaning import OVER_LIMIT, Rules, read_split
 from crosskd.data.hold_out import hold_out, holds_out
 from crosskd.data.oddities import long_contexts, multi_line_answers
+from crosskd.data.prepared_folder import check_split
 from crosskd.data.readers import Row
 from crosskd.data.sources import Splits, open_source, split_name
 from crosskd.data.storage import SUMMARY_FILE, TEXTS, Prepared, examples_dataset, save_prepared, saved_examples
-from crosskd.errors import UsageError, did_you_mean
+from crosskd.errors import UsageError
 from crosskd.text.tasks import Task, load_task
 
 __all__ = ["SUMMARY_FILE", "Prepared", "load_examples", "load_splits", "prepare_examples", "save_prepared"]
@@ -109,8 +110,7 @@ def load_examples(path_or_sample: str | Path, split: str) -> Dataset:
     """
     name = str(path_or_sample)
     examples = load_splits(name)
-    if split not in examples:
-        raise UsageError(f"{name} has no split {split!r}", fix=did_you_mean(split, map(str, examples)))
+    check_split(name, map(str, examples), split)
     dataset = examples[split]
     missing = [column for column in (*TEXTS, "answers") if column not in dataset.column_names]
     if missing:

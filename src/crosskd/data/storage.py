@@ -14,6 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
 
+from crosskd.data.prepared_folder import check_is_prepared
 from crosskd.data.quiet import without_progress_bars
 from crosskd.data.readers import Row, first_line
 from crosskd.data.sources import check_split_name
@@ -120,10 +121,7 @@ def saved_examples(folder: Path) -> DatasetDict:
     Raises:
         UsageError: There is no such folder, or it does not hold prepared examples that can be read.
     """
-    if not folder.exists():
-        raise UsageError(f"there is no folder {folder}", expected="examples written by `crosskd prepare`")
-    if not (folder / "dataset_dict.json").exists():
-        raise UsageError(f"{folder} does not hold prepared examples", fix="run `crosskd prepare` on it first")
+    check_is_prepared(folder)
     try:
         with without_progress_bars():
             saved = datasets.load_from_disk(str(folder))

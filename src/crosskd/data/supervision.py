@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-
-from datasets import Dataset
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from crosskd.errors import UsageError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 logger = logging.getLogger(__name__)
+_COLUMN = "teacher_answer"
 
 
 def supervised_examples(examples: Dataset, supervision: str) -> Dataset:
@@ -26,17 +30,26 @@ def supervised_examples(examples: Dataset, supervision: str) -> Dataset:
     """
     if supervision != "teacher":
         return examples
-    answers = examples["teacher_answer"] if "teacher_answer" in examples.column_names else []
+    answers = examples[_COLUMN] if _COLUMN in examples.column_names else []
     kept = [index for index, answer in enumerate(answers) if answer and answer.strip()]
-    if not kept:
-        raise UsageError(
-            "the examples have no answers of a teacher",
-            expected="text in the column teacher_answer",
-            fix="let `crosskd answer` or `crosskd prepare --answers` add them, or take --supervision labels",
-        )
+    check_supervised(examples.column_names if kept else [], supervision)
     if len(kept) == len(examples):
         return examples
     logger.warning(
         "%d of %d examples are left out: their teacher answer is empty", len(examples) - len(kept), len(examples)
     )
     return examples.select(kept)
+
+
+def check_supervised(columns: Iterable[str], supervision: str) -> None:
+    """Refuse examples whose columns lack the answers asked for.
+
+    Raises:
+        UsageError: ``supervision`` is ``"teacher"``, and no teacher answered them.
+    """
+    if supervision == "teacher" and _COLUMN not in columns:
+        raise UsageError(
+            "the examples have no answers of a teacher",
+            expected=f"text in the column {_COLUMN}",
+            fix="let `crosskd answer` or `crosskd prepare --answers` add them, or take --supervision labels",
+        )

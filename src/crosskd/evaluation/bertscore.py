@@ -55,6 +55,18 @@ def bert_score_settings(model: str | None = None, layer: int | None = None) -> d
     return {"model": name, "layer": layer, "version": importlib.metadata.version("bert-score")}
 
 
+def check_bert_score(model: str | None, layer: int | None) -> None:
+    """Make sure, without loading anything, that BERTScore is either left out or can be computed.
+
+    Raises:
+        UsageError: A layer without an encoder, or as for `bert_score_settings`.
+    """
+    if model is not None:
+        bert_score_settings(model, layer)
+    elif layer is not None:
+        raise UsageError("--bert_score_layer", got=layer, fix="give --bert_score_model too")
+
+
 class BertScorer:
     """An encoder, loaded and tried out: whatever is wrong with it shows before anything is scored.
 

@@ -13,13 +13,14 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal, TypedDict
-
-from rouge_score.rouge_scorer import RougeScorer
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from crosskd.errors import UsageError
 from crosskd.evaluation.bertscore import BertScorer, bert_score, bert_score_scores, bert_score_settings
 from crosskd.evaluation.checks import check_references, mean
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +244,8 @@ def _best_scores(
 
 @lru_cache(maxsize=2)
 def _rouge_scorer(stemmer: bool) -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer  # two seconds, for nltk's sake
+
     return RougeScorer(list(ROUGE_TYPES), use_stemmer=stemmer)
 
 

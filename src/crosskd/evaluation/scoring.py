@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crosskd.errors import UsageError
-from crosskd.evaluation.bertscore import BertScorer, bert_score_settings
+from crosskd.evaluation.bertscore import BertScorer, check_bert_score
 from crosskd.evaluation.checks import mean
 from crosskd.evaluation.metrics import ROUGE_VARIANTS, Aggregate, References, RougeVariant, exact_match, f1, rouge
 from crosskd.evaluation.results import Prediction
@@ -30,18 +30,6 @@ def score(
         "exact_match": exact_match(predictions, references),
         **rouge(predictions, references, aggregate=rouge_aggregate, **ROUGE_VARIANTS[rouge_variant]),
     }
-
-
-def check_bert_score(model: str | None, layer: int | None) -> None:
-    """Make sure, without loading anything, that BERTScore is either left out or can be computed.
-
-    Raises:
-        UsageError: A layer without an encoder, or as for :func:`~crosskd.evaluation.bertscore.bert_score_settings`.
-    """
-    if model is not None:
-        bert_score_settings(model, layer)
-    elif layer is not None:
-        raise UsageError("--bert_score_layer", got=layer, fix="give --bert_score_model too")
 
 
 @dataclass(frozen=True)

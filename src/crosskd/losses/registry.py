@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from crosskd.errors import UsageError, did_you_mean
 from crosskd.losses.base import DistillationMethod
@@ -43,6 +43,21 @@ def create_method(name: str, **settings: object) -> DistillationMethod:
             fix = did_you_mean(setting, known) if known else f"{name} has no settings"
             raise UsageError(f"setting of method {name}", got=setting, expected="a known setting", fix=fix)
     return method(**settings)
+
+
+def configured_method(config: Any) -> DistillationMethod:
+    """The method that a configuration names, with those of its attributes that the method declares.
+
+    Args:
+        config: Has ``method``, any settings, and ``method_settings``: a mapping of further ones, or None.
+
+    Raises:
+        UsageError: As for `create_method`.
+    """
+    known = setting_names(METHODS[config.method]) if config.method in METHODS else []
+    shared = {name: getattr(config, name) for name in known if hasattr(config, name)}
+    further: dict[str, object] = config.method_settings or {}
+    return create_method(config.method, **{**shared, **further})
 
 
 def setting_names(method: type[DistillationMethod]) -> list[str]:

@@ -54,41 +54,6 @@ def with_lora(
     return adapted
 
 
-def base_of(folder: str | Path) -> str:
-    """The model that an adapter belongs to: hub id or folder.
-
-    Raises:
-        UsageError: The adapter does not say, or its configuration is damaged.
-    """
-    from peft import PeftConfig
-
-    try:
-        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    except Exception as error:  # not JSON, or values of a wrong type
-        raise UsageError(f"adapter {folder}", got=str(error).split("\n")[0], expected="what peft wrote") from error
-    if not base:
-        raise UsageError(f"adapter {folder}", got="no base_model_name_or_path", expected="the model it belongs to")
-    return str(base)
-
-
-def check_adapter_file(folder: str | Path, *, allow_pickle: bool) -> None:
-    """Refuse an adapter without weights, or with pickled ones where that was not allowed.
-
-    Raises:
-        UsageError: It is such a one.
-    """
-    if (Path(folder) / "adapter_model.safetensors").is_file():
-        return
-    pickled = (Path(folder) / "adapter_model.bin").is_file()
-    if not (pickled and allow_pickle):
-        raise UsageError(
-            f"adapter {folder}",
-            got="weights in pickle format only (adapter_model.bin)" if pickled else "no weights",
-            expected="adapter_model.safetensors",
-            fix="give --allow_pickle to read them" if pickled else None,
-        )
-
-
 def apply_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """The base model with an adapter merged into its weights."""
     from peft import PeftModel

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosskd.errors import UsageError
 from crosskd.hashes import cache_directory, known_sha256
+from crosskd.models.files import check_gguf_header
 
 logger = logging.getLogger(__name__)
 _FORMAT = 1  # raised when a conversion would come out different
-_VERSIONS = (2, 3)
 
 
 def convert_gguf(path: Path) -> Path:
@@ -38,17 +38,8 @@ def convert_gguf(path: Path) -> Path:
     return folder
 
 
-def _check_header(path: Path) -> None:
-    """Refuse what is no GGUF file before minutes are spent on it."""
-    with path.open("rb") as stream:
-        magic, version = stream.read(4), int.from_bytes(stream.read(4), "little")
-    if magic != b"GGUF" or version not in _VERSIONS:
-        got = f"GGUF version {version}" if magic == b"GGUF" else "another kind of file"
-        raise UsageError(f"model {str(path)!r}", got=got, expected="a GGUF file of version 2 or 3")
-
-
 def _write_plain_model(path: Path, folder: Path) -> None:
-    _check_header(path)
+    check_gguf_header(path)
     logger.info("converting %s to safetensors, once (kept in %s)", path.name, cache_directory() / "gguf")
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name)

@@ -21,7 +21,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
 from crosskd.errors import UsageError
-from crosskd.models.adapters import apply_adapter, base_of, check_adapter_file
+from crosskd.models.adapters import apply_adapter
+from crosskd.models.files import base_of, check_adapter_file, find_model, is_adapter
 from crosskd.models.finite import check_finite
 from crosskd.models.gguf import convert_gguf
 from crosskd.models.quantization import Quantization, quantization_options
@@ -84,7 +85,7 @@ def load_model(
     if dtype not in DTYPES:
         raise UsageError("dtype", got=dtype, expected="one of " + ", ".join(DTYPES))
     location = locate(source)
-    if _is_adapter(location):
+    if is_adapter(location):
         return _load_adapted(
             source,
             location,
@@ -181,34 +182,12 @@ def _tokenizer_of(model: str | Path, tokenizer: str | Path | None, options: dict
     return load_tokenizer(tokenizer, trust_remote_code=options["trust_remote_code"])
 
 
-def _is_adapter(location: str) -> bool:
-    return (Path(location) / "adapter_config.json").is_file()
-
-
 def locate(source: str | Path) -> str:
     """Turn what the user typed into what ``from_pretrained`` takes: a folder (made from a GGUF file) or a hub id."""
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UsageError(f"model {str(source)!r}", got="no such file", expected="a GGUF file")
-        return str(convert_gguf(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not _is_adapter(str(path)):
-            raise UsageError(
-                f"model {str(source)!r}",
-                got="a folder without config.json",
-                expected="a folder written by save_pretrained",
-            )
-        return str(path)
-    if path.is_file():
-        raise UsageError(
-            f"model {str(source)!r}",
-            got=f"a {path.suffix or 'plain'} file",
-            expected="a folder, a GGUF file or a hub id",
-        )
-    if path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
-        raise UsageError(f"model {str(source)!r}", got="no such folder", expected="a folder, a GGUF file or a hub id")
-    return str(source)
+    path = find_model(source)
+    if path is None:
+        return str(source)
+    return str(convert_gguf(path) if path.is_file() else path)
 
 
 def check_language_model(

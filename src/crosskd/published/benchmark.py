@@ -44,7 +44,7 @@ def run(words: Sequence[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         sys.stdout.write(help_text("benchmark.py", ABOUT, BenchmarkFlags, NO_EFFECT))
         return
-    start_logging()
+    start_logging("datasets", "transformers")
     flags = read_benchmark_flags(words)
     task = load_task(flags.task)
     encoder = (flags.bert_score_model or DEFAULT_MODEL) if flags.bert_score else None

@@ -20,7 +20,7 @@ from crosskd.published.script import run_script
 from crosskd.published.sides import load_student, load_teacher, read_split, read_validation
 from crosskd.published.trainer import PublishedTrainer, Schedule, StepCheckpoints
 from crosskd.training.config import DistillationConfig
-from crosskd.training.participants import check_distinct
+from crosskd.training.named import check_distinct
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         sys.stdout.write(help_text("finetuning.py", ABOUT, FinetuningFlags, NO_EFFECT))
         return
-    start_logging()
+    start_logging("datasets", "transformers")
     flags = read_finetuning_flags(words)
     config = make_config(flags)
     if config.process_index == 0:

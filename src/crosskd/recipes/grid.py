@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from crosskd.errors import UsageError, did_you_mean
-from crosskd.losses.registry import METHODS
 
 PAPER = "arXiv 2412.14528"
 METRICS = {"f1": "F1", "rougeLsum": "ROUGE-Lsum"}
@@ -86,6 +85,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 _KINDS = {"student": "students", "teacher": "teachers", "data": "data", "setting": "settings"}
+_ALONE = ("sft", "seqkd")  # methods that ask no teacher while they train
 _DATA_ORDER = ("qed", "fairytaleqa", "dialogsum")
 
 
@@ -106,7 +106,7 @@ def _flags(grid: dict[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
     student, teacher, data, setting = (grid[kind][cell[key]] for key, kind in _KINDS.items())
     method = setting["flags"]["method"]
     flags: dict[str, Any] = {"student": student["model"]}
-    if METHODS[method].needs_teacher:
+    if method not in _ALONE:
         flags |= {"teacher": teacher["model"], "teacher_dtype": "bfloat16", "number_few_shot": data["number_few_shot"]}
     flags |= {"data": _folder(cell, answered=_is_answered(cell, method)), "task": data["task"]}
     flags["supervision"] = "teacher" if _is_answered(cell, method) else "labels"

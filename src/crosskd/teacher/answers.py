@@ -16,7 +16,8 @@ from crosskd.data.quiet import without_progress_bars
 from crosskd.errors import UsageError
 from crosskd.files import read_json, read_jsonl, write_json, write_jsonl
 from crosskd.models.limits import check_token_ids, longest_prompt
-from crosskd.teacher.backends import AnswerBackend, Decoding
+from crosskd.teacher.backends import AnswerBackend
+from crosskd.teacher.decoding import Decoding
 from crosskd.teacher.identity import check_identity, data_sha256, model_fields, prompt_sha256, tokenizer_sha256
 from crosskd.text.prompts import PromptBuilder, PromptStyle
 from crosskd.text.tasks import load_task

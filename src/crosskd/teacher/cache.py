@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from crosskd.errors import UsageError
-from crosskd.files import read_json, write_bytes, write_json
+from crosskd.files import write_bytes, write_json
 from crosskd.hashes import file_sha256
 from crosskd.losses.targets import TeacherTargets
+from crosskd.teacher.cache_identity import FORMAT, IDENTITY, identity_of, read_identity
 from crosskd.teacher.identity import check_identity
 from crosskd.teacher.shards import Check, Shard, damaged_shards_error, shard_path, shard_problem, write_shard
 from crosskd.text.alignment import Vocabulary, parse_vocabulary, write_vocabulary
 
-IDENTITY = "identity.json"
 VOCABULARY = "teacher_vocabulary.json.gz"
-_FORMAT = 2  # raised when caches are written in a way that earlier or later versions cannot read
 
 
 @dataclass
@@ -55,10 +54,10 @@ class TargetCache:
         """
         content = None if vocabulary is None else write_vocabulary(vocabulary)
         checksum = None if content is None else hashlib.sha256(content).hexdigest()
-        identity = {"format": _FORMAT, **identity, "vocabulary_sha256": checksum}
+        identity = {"format": FORMAT, **identity, "vocabulary_sha256": checksum}
         path = folder / IDENTITY
         if path.is_file():
-            made = _read_identity(folder, f"--output {folder}")
+            made = read_identity(folder, f"--output {folder}")
             check_identity(made, identity, f"--output {folder}")
             identity = made  # what is there may serve more than was asked for now
         else:
@@ -79,11 +78,7 @@ class TargetCache:
                 are missing or damaged (named).
         """
         folder = Path(folder)
-        if not (folder / IDENTITY).is_file():
-            raise UsageError(
-                f"--teacher_cache {folder}", got="no cache", expected="a folder written by `crosskd cache`"
-            )
-        cache = cls(folder, _read_identity(folder, f"--teacher_cache {folder}"))
+        cache = cls(folder, identity_of(folder))
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if problems := cache.problems(check="known" if first else "presence"):
             raise damaged_shards_error(folder, problems)
@@ -171,27 +166,6 @@ class TargetCache:
         """The examples whose targets a shard holds."""
         size = self.identity["shard_size"]
         return range(shard * size, min((shard + 1) * size, len(self)))
-
-
-def _read_identity(folder: Path, what: str) -> dict[str, Any]:
-    """An identity that says how many shards there are and whose they are."""
-    identity = read_json(folder / IDENTITY)
-    if identity.get("format") != _FORMAT:
-        raise UsageError(
-            what,
-            got=f"a cache of format {identity.get('format', 1)}",
-            expected=f"format {_FORMAT}",
-            fix="make it again: the same `crosskd cache` command with --overwrite",
-        )
-    sizes = [identity.get(name) for name in ("examples", "shard_size")]
-    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
-    if not whole or not isinstance(identity.get("teacher"), str):
-        raise UsageError(
-            f"{folder / IDENTITY} does not say what the cache holds",
-            expected="the examples, shard_size and teacher that `crosskd cache` wrote",
-            fix="write the cache again",
-        )
-    return identity
 
 
 def _holds(path: Path, checksum: str | None) -> bool:

@@ -18,7 +18,7 @@ from crosskd.errors import UsageError, list_differences
 from crosskd.files import read_json
 from crosskd.hashes import known_sha256
 from crosskd.losses.targets import TargetRequest
-from crosskd.models.adapters import base_of
+from crosskd.models.files import base_of
 from crosskd.models.load import locate
 from crosskd.text.alignment import ROLES
 from crosskd.text.tasks import Task

@@ -13,9 +13,10 @@ from transformers import TrainingArguments
 
 from crosskd.errors import UsageError
 from crosskd.losses.base import DistillationMethod
-from crosskd.losses.registry import METHODS, create_method, setting_names
+from crosskd.losses.registry import METHODS, configured_method
 from crosskd.text.tasks import load_task
-from crosskd.training.ranges import check_reports, check_schedule, check_training_ranges
+from crosskd.training.ranges import check_distillation_ranges, check_training_ranges, read_mapping
+from crosskd.training.schedules import check_reports, check_schedule
 
 _PAPER = "arXiv 2412.14528"
 _MAPPINGS = {"method_settings", *TrainingArguments._VALID_DICT_FIELDS}
@@ -111,11 +112,12 @@ class DistillationConfig(TrainingArguments):
         self.number_few_shot = load_task(self.task).number_of_shots(self.number_few_shot, tell=asked)
         self._given = _values(self)  # before anything is derived from it
         check_training_ranges(self)
-        _check_ranges(self)
+        check_distillation_ranges(self)
         _refuse_what_cannot_work(self)
         if _is_text_metric(self.metric_for_best_model):
             self.predict_with_generate = True
-        self.method_settings = _mapping(self.method_settings)
+        if self.method_settings is not None:
+            self.method_settings = read_mapping("method_settings", self.method_settings)
         if self.method == "seqkd":
             self.supervision = "teacher"  # that is what SeqKD is
         if not torch.accelerator.is_available():
@@ -145,11 +147,7 @@ class DistillationConfig(TrainingArguments):
 
     def create_method(self) -> DistillationMethod:
         """The method, with those of this configuration's fields that it declares."""
-        if self.method not in METHODS:
-            return create_method(self.method)  # raises, with a suggestion
-        shared = {name: getattr(self, name) for name in setting_names(METHODS[self.method]) if hasattr(self, name)}
-        assert not isinstance(self.method_settings, str)  # __post_init__ read it
-        return create_method(self.method, **{**shared, **(self.method_settings or {})})
+        return configured_method(self)
 
 
 TEXT_METRICS = ("f1", "exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -214,34 +212,3 @@ def _refuse_what_cannot_work(config: DistillationConfig) -> None:
             "parallelism_config", got="context or sequence parallelism",
             expected="none of them: a sequence and its labels must be on one device",
         )  # fmt: skip
-
-
-def _mapping(settings: dict | str | None) -> dict[str, Any] | None:
-    """The settings that the command line gives as JSON."""
-    if not isinstance(settings, str):
-        return settings
-    try:
-        value = json.loads(settings)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise UsageError("method_settings", got=settings, expected="a JSON object of names and values")
-    return value
-
-
-def _check_ranges(config: DistillationConfig) -> None:
-    for name in ("distillation_weight", "top_k", "top_entries", "freeze_layers"):
-        if getattr(config, name) < 0:
-            raise UsageError(name, got=getattr(config, name), expected="0 or more")
-    for name in ("max_length", "teacher_max_length"):
-        value = getattr(config, name)
-        if value is not None and value < 2:
-            raise UsageError(name, got=value, expected="2 or more (a prompt token and an answer token)")
-    if config.lora_rank < 1:
-        raise UsageError("lora_rank", got=config.lora_rank, expected="1 or more")
-    if not 0 <= config.lora_dropout < 1:
-        raise UsageError("lora_dropout", got=config.lora_dropout, expected="0 or more, less than 1")
-    if config.peft != "none" and config.freeze_layers:
-        raise UsageError("freeze_layers", got=config.freeze_layers, expected="0 with LoRA, which freezes all layers")
-    if config.peft == "none" and config.merge_adapter:
-        raise UsageError("merge_adapter", got=True, expected="--peft lora beside it")

@@ -15,7 +15,7 @@ from crosskd.errors import UsageError
 from crosskd.losses.base import DistillationMethod
 from crosskd.losses.targets import TargetRequest
 from crosskd.models.limits import context_length
-from crosskd.models.load import LoadedModel, load_model, load_tokenizer, locate
+from crosskd.models.load import LoadedModel, load_model, load_tokenizer
 from crosskd.models.quantization import quantization_of
 from crosskd.teacher.cache import TargetCache
 from crosskd.teacher.identity import (
@@ -31,6 +31,7 @@ from crosskd.text.prompts import PromptBuilder
 from crosskd.text.sides import Side
 from crosskd.text.tasks import load_task
 from crosskd.training.config import DistillationConfig
+from crosskd.training.named import check_distinct, no_teacher_error
 
 logger = logging.getLogger(__name__)
 ModelSource = str | Path | LoadedModel | PreTrainedModel
@@ -94,12 +95,7 @@ def gather_participants(
         fields = {} if teacher is None else _fields_of(teacher, tokenizers[1])
         return Participants(loaded, None, cache, named, tuple(sides), fields)
     if teacher is None:
-        raise UsageError(
-            "--teacher",
-            got="none",
-            expected=f"a teacher, since method {config.method} asks one",
-            fix="give --teacher or --teacher_cache, or choose --method sft",
-        )
+        raise no_teacher_error(config.method)
     live = _as_loaded(teacher, tokenizers[1], "teacher")
     if live.model.config.is_encoder_decoder:
         raise UsageError(
@@ -208,22 +204,3 @@ def _name_of(source: ModelSource | None) -> str | None:
     if isinstance(source, LoadedModel):
         return source.name
     return str(source) if isinstance(source, str | Path) else None
-
-
-def check_distinct(student: ModelSource, teacher: ModelSource | None) -> None:
-    """Refuse a teacher that is the student itself, by name or by folder."""
-    names = [source for source in (student, teacher) if isinstance(source, str | Path)]
-    if len(names) < 2:
-        return
-    same = str(names[0]) == str(names[1]) or _folder(names[0]) == _folder(names[1])
-    if same:
-        raise UsageError(
-            "--teacher",
-            got=f"the student itself ({names[1]})",
-            expected="another model: one that equals its student has nothing to teach",
-        )
-
-
-def _folder(source: str | Path) -> str:
-    location = Path(locate(source))
-    return str(location.resolve()) if location.is_dir() else str(source)

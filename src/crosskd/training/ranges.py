@@ -1,19 +1,15 @@
-"""Ranges of the settings that `transformers.TrainingArguments` takes as they come, and a trial of the schedule.
+"""Ranges of the settings of a training, those that `transformers.TrainingArguments` takes as they come among them.
 
-What is wrong is said when the configuration is made: before a model is loaded and before a folder is written.
+Known without torch: what is wrong is said before a model is loaded, and on the command line before anything is.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from typing import Any
 
-import torch
-from transformers import TrainingArguments, get_scheduler
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-from crosskd.errors import UsageError, did_you_mean
+from crosskd.errors import UsageError
 
 _AT_LEAST: dict[str, float] = {
     "learning_rate": 0, "weight_decay": 0, "adam_epsilon": 0, "max_grad_norm": 0, "warmup_steps": 0,
@@ -23,16 +19,18 @@ _AT_LEAST: dict[str, float] = {
 _LARGEST_SEED = 2**32 - 1
 
 
-def check_training_ranges(config: TrainingArguments) -> None:
+def check_training_ranges(config: Any) -> None:
     """Refuse numbers that no training can have; to be called before `transformers.TrainingArguments` looks at them.
+
+    Args:
+        config: A `crosskd.training.config.DistillationConfig`, or its values as attributes of anything else.
 
     Raises:
         UsageError: A number is not finite or out of its range.
     """
-    for item in fields(config):
-        value = getattr(config, item.name, None)
+    for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(item.name, got=str(value), expected="a finite number")
+            raise UsageError(name, got=str(value), expected="a finite number")
     for name, least in _AT_LEAST.items():
         value = getattr(config, name)
         if value is not None and value < least:
@@ -45,62 +43,53 @@ def check_training_ranges(config: TrainingArguments) -> None:
         if value is not None and not 0 <= value <= _LARGEST_SEED:
             raise UsageError(name, got=value, expected=f"an integer from 0 to {_LARGEST_SEED}")
     _check_length(config)
-    _check_mapping("lr_scheduler_kwargs", config.lr_scheduler_kwargs)
+    read_mapping("lr_scheduler_kwargs", config.lr_scheduler_kwargs)
     for name in ("logging_steps", "save_steps", "eval_steps"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise UsageError(name, got=value, expected="more than 0")
 
 
-def _check_length(config: TrainingArguments) -> None:
+def _check_length(config: Any) -> None:
     if config.max_steps != -1 and config.max_steps < 1:
         raise UsageError("max_steps", got=config.max_steps, expected="1 or more, or -1 for num_train_epochs")
     if config.max_steps == -1 and not config.num_train_epochs > 0:
         raise UsageError("num_train_epochs", got=config.num_train_epochs, expected="more than 0")
 
 
-def _check_mapping(name: str, value: object) -> None:
+def read_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A setting that is a mapping, which the command line gives as JSON; None is an empty one.
+
+    Raises:
+        UsageError: It is JSON of another kind, or not JSON.
+    """
     try:
         found = json.loads(value) if isinstance(value, str) else value or {}
     except ValueError:
         found = None
     if not isinstance(found, dict):
         raise UsageError(name, got=value, expected="a JSON object of names and values")
+    return found
 
 
-def check_schedule(config: TrainingArguments) -> None:
-    """Make the schedule of the learning rate once, for nothing, since it says by itself what it misses.
-
-    Raises:
-        UsageError: The kind of schedule needs ``lr_scheduler_kwargs``, or does not know one of them.
-    """
-    steps = config.max_steps if config.max_steps > 0 else 100
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
-    kind, options = config.lr_scheduler_type, config.lr_scheduler_kwargs
-    try:
-        get_scheduler(
-            kind,
-            optimizer=optimizer,
-            num_warmup_steps=config.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=options or {},  # pyright: ignore[reportArgumentType]
-        )
-    except Exception as error:  # each kind of schedule has errors of its own
-        raise UsageError(
-            f"lr_scheduler_type {getattr(kind, 'value', kind)}",
-            got=f"lr_scheduler_kwargs {options}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            fix="give --lr_scheduler_kwargs as this schedule wants them, as JSON",
-        ) from error
-
-
-def check_reports(config: TrainingArguments) -> None:
-    """Refuse a ``report_to`` that transformers does not know.
+def check_distillation_ranges(config: Any) -> None:
+    """Refuse settings of `crosskd.training.config.DistillationConfig` that are out of range or contradict each other.
 
     Raises:
-        UsageError: Names it, with the nearest known one.
+        UsageError: Names the setting.
     """
-    given = config.report_to
-    for name in [given] if isinstance(given, str) else given or []:
-        if name not in (*INTEGRATION_TO_CALLBACK, "all", "none"):
-            fix = did_you_mean(str(name), [*INTEGRATION_TO_CALLBACK, "all", "none"])
-            raise UsageError("report_to", got=name, expected="a logger that transformers knows", fix=fix)
+    for name in ("distillation_weight", "top_k", "top_entries", "freeze_layers"):
+        if getattr(config, name) < 0:
+            raise UsageError(name, got=getattr(config, name), expected="0 or more")
+    for name in ("max_length", "teacher_max_length"):
+        value = getattr(config, name)
+        if value is not None and value < 2:
+            raise UsageError(name, got=value, expected="2 or more (a prompt token and an answer token)")
+    if config.lora_rank < 1:
+        raise UsageError("lora_rank", got=config.lora_rank, expected="1 or more")
+    if not 0 <= config.lora_dropout < 1:
+        raise UsageError("lora_dropout", got=config.lora_dropout, expected="0 or more, less than 1")
+    if config.peft != "none" and config.freeze_layers:
+        raise UsageError("freeze_layers", got=config.freeze_layers, expected="0 with LoRA, which freezes all layers")
+    if config.peft == "none" and config.merge_adapter:
+        raise UsageError("merge_adapter", got=True, expected="--peft lora beside it")
