@@ -179,12 +179,38 @@ def test_an_empty_folder_is_filled_and_another_is_not(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     save_prepared(prepared, tmp_path / "empty")
     for taken in (tmp_path / "empty", tmp_path / "rows.jsonl"):
-        with pytest.raises(UsageError, match="exists: expected a new or an empty folder"):
+        with pytest.raises(UsageError, match=r"is not empty|is a file"):
             save_prepared(prepared, taken)
     monkeypatch.setattr("crosskd.data.storage.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_prepared(prepared, tmp_path / "broken")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "rows.jsonl"]
+
+
+def test_what_is_overwritten_stays_until_the_new_is_whole(tmp_path, monkeypatch):
+    rows = [write_lines(tmp_path / f"rows{size}.jsonl", ROWS[:size]) for size in (3, 2)]
+    old, new = (prepare_examples(path, QA) for path in rows)
+    folder = save_prepared(old, tmp_path / "examples")
+    (tmp_path / "link").symlink_to(folder)
+    names = sorted(tmp_path.iterdir())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def full_for_folders(path, target):
+        return full() if path.is_dir() else path.rename(target)
+
+    for place, broken in (("crosskd.data.storage.write_json", full), ("pathlib.Path.replace", full_for_folders)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, broken)
+            with pytest.raises(OSError, match="No space left"):
+                save_prepared(new, folder, overwrite=True)
+        assert len(load_examples(folder, "train")) == 3
+        assert sorted(tmp_path.iterdir()) == names
+    save_prepared(new, tmp_path / "link", overwrite=True)
+    assert len(load_examples(folder, "train")) == 2
+    assert sorted(tmp_path.iterdir()) == names
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_load_examples_names_what_is_missing(tmp_path):

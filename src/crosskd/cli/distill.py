@@ -20,11 +20,12 @@ from crosskd.losses.registry import METHODS
 from crosskd.models.load import load_model
 from crosskd.models.quantization import Quantization
 from crosskd.models.tiny import tiny_stand_in
-from crosskd.training.checkpoints import is_finished, last_checkpoint, writing
+from crosskd.training.checkpoints import last_checkpoint, writing
 from crosskd.training.config import DistillationConfig
 from crosskd.training.named import check_distinct
 from crosskd.training.participants import check_teacher_flags
-from crosskd.training.resuming import check_settings, has_begun
+from crosskd.training.resuming import check_settings
+from crosskd.training.run_files import has_begun, is_finished
 from crosskd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)

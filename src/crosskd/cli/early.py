@@ -11,12 +11,14 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crosskd.cli.checks import check_apart, check_values, parse_part
 from crosskd.cli.flags import known_flags
 from crosskd.cli.parsing import FlagParser
 from crosskd.data.prepared_folder import check_prepared_split
 from crosskd.data.supervision import check_supervised
+from crosskd.errors import UsageError
 from crosskd.evaluation.bertscore import check_bert_score
 from crosskd.files import check_output_folder
 from crosskd.models.files import check_model_files, find_model
@@ -24,7 +26,16 @@ from crosskd.teacher.cache_identity import IDENTITY, identity_of, read_identity
 from crosskd.teacher.decoding import Decoding
 from crosskd.text.tasks import load_task
 from crosskd.training.named import check_distinct, no_teacher_error
-from crosskd.training.ranges import check_distillation_ranges, check_training_ranges, read_mapping
+from crosskd.training.ranges import (
+    check_distillation_ranges,
+    check_training_ranges,
+    read_mapping,
+    refuse_what_cannot_work,
+)
+from crosskd.training.run_files import has_begun
+
+if TYPE_CHECKING:
+    from crosskd.losses.base import DistillationMethod
 
 
 def check_early(verb: str, words: Sequence[str]) -> None:
@@ -81,6 +92,7 @@ def _output_of_training(values: Namespace) -> None:
 def _settings(values: Namespace) -> None:
     check_training_ranges(values)
     check_distillation_ranges(values)
+    refuse_what_cannot_work(values)
 
 
 def _model(values: Namespace) -> None:
@@ -101,28 +113,39 @@ def _tokenizers(values: Namespace) -> None:
         check_model_files(source, weights=False)
 
 
-def _participants(values: Namespace) -> None:
-    check_distinct(values.student, values.teacher)
-    if values.model_override != "none":  # the models that are named are not loaded
-        return
-    check_model_files(values.student, allow_pickle=values.allow_pickle)
-    if values.teacher_cache is not None:
-        identity_of(values.teacher_cache)
-    elif values.teacher is not None and values.method != "sft":
-        _teacher(values)
-
-
 def _data(values: Namespace) -> None:
     if not values.data.startswith("sample:"):
         columns = check_prepared_split(Path(values.data), values.split)
         check_supervised(columns, getattr(values, "supervision", "labels"))
 
 
-def _training_data(values: Namespace) -> None:
+def _run(values: Namespace) -> None:
+    """Models and data of a training; one that goes on says by itself how they differ from those that it began with."""
+    if values.resume and has_begun(Path(values.output_dir or "")):
+        return
+    check_distinct(values.student, values.teacher)
+    tiny = values.model_override != "none"  # the models that are named are not loaded then
+    if not tiny:
+        check_model_files(values.student, allow_pickle=values.allow_pickle)
     supervision = "teacher" if values.method == "seqkd" else values.supervision
     _data(Namespace(data=values.data, split="train", supervision=supervision))
     if values.eval_strategy not in (None, "no"):
         _data(Namespace(data=values.data, split="validation"))
+    if not _method(values).needs_teacher:
+        return
+    if values.teacher_cache is not None:
+        identity_of(values.teacher_cache)
+    elif values.teacher is None:
+        raise no_teacher_error(values.method)
+    elif not tiny:
+        _teacher(values)
+
+
+def _method(values: Namespace) -> DistillationMethod:
+    from crosskd.losses.registry import configured_method  # torch
+
+    settings = values.method_settings and read_mapping("method_settings", values.method_settings)
+    return configured_method(Namespace(**{**vars(values), "method_settings": settings}))
 
 
 def _request(values: Namespace) -> None:
@@ -131,26 +154,20 @@ def _request(values: Namespace) -> None:
     merged_request(values)
 
 
-def _method(values: Namespace) -> None:
-    from crosskd.losses.registry import configured_method  # torch
-
-    settings = values.method_settings and read_mapping("method_settings", values.method_settings)
-    method = configured_method(Namespace(**{**vars(values), "method_settings": settings}))
-    if method.needs_teacher and not (values.teacher or values.teacher_cache):
-        raise no_teacher_error(values.method)
-
-
 def _scorer(values: Namespace) -> None:
     if values.bert_score_model is None:
         check_bert_score(None, values.bert_score_layer)
-    else:
+        return
+    try:
         find_model(values.bert_score_model)
+    except UsageError as error:
+        raise UsageError("--bert_score_model", got=str(error)) from error
 
 
 _CHECKS = {
     "inspect": (_task, _tokenizers, _data),
     "answer": (_task, _decoding, _output_of_answers, _answering_teacher, _data),
     "cache": (_task, _output_of_many, _teacher, _data, _request),
-    "distill": (_task, _settings, _output_of_training, _participants, _training_data, _method),
+    "distill": (_task, _settings, _output_of_training, _run),
     "evaluate": (_task, _output, _model, _scorer, _data),
 }

@@ -16,7 +16,7 @@ from crosskd.cli.console import output, say, start_logging
 from crosskd.cli.parsing import VerbParser
 from crosskd.data.prepare import prepare_examples, save_prepared
 from crosskd.errors import UsageError
-from crosskd.files import check_output_folder, prepare_output_folder
+from crosskd.files import check_output_folder
 from crosskd.text.tasks import load_task
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,7 @@ def run(words: Sequence[str]) -> None:
         answers=arguments.answers,
         unlabelled=arguments.unlabelled,
     )
-    folder = Path(arguments.output)
-    if folder.is_dir():  # else it comes into being whole
-        prepare_output_folder(folder, overwrite=arguments.overwrite)
-    save_prepared(prepared, folder)
+    folder = save_prepared(prepared, arguments.output, overwrite=arguments.overwrite)
     _show(prepared.summary, folder)
 
 

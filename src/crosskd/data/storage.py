@@ -19,7 +19,7 @@ from crosskd.data.quiet import without_progress_bars
 from crosskd.data.readers import Row, first_line
 from crosskd.data.sources import check_split_name
 from crosskd.errors import UsageError
-from crosskd.files import write_json
+from crosskd.files import check_output_folder, write_json
 
 SUMMARY_FILE = "prepare_summary.json"
 TEXTS = ("id", "title", "context", "question")
@@ -43,36 +43,47 @@ class Prepared:
     summary: dict[str, Any]
 
 
-def save_prepared(prepared: Prepared, output: str | Path) -> Path:
+def save_prepared(prepared: Prepared, output: str | Path, *, overwrite: bool = False) -> Path:
     """Write examples as an Arrow data set that ``datasets.load_from_disk`` reads, with its summary beside it.
 
     All is written into a sibling folder that takes the place of ``output`` at the end.
 
     Args:
         prepared: What `prepare_examples` returned.
-        output: The folder; it must be absent or empty.
+        output: The folder.
+        overwrite: It may hold something, which is gone once the examples are whole, and not before.
 
     Returns:
         ``output``.
 
     Raises:
-        UsageError: ``output`` is a file, or a folder that is not empty.
+        UsageError: ``output`` is a file, or a folder that is not empty and may not be overwritten.
     """
-    folder = Path(output)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"output {folder} exists", expected="a new or an empty folder")
+    folder = check_output_folder(output, overwrite=overwrite).resolve()  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         with without_progress_bars():
             prepared.examples.save_to_disk(str(beside))
         write_json(beside / SUMMARY_FILE, prepared.summary)
-        if folder.is_dir():
-            folder.rmdir()
-        beside.replace(folder)
+        _put_in_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return folder
+    return Path(output)
+
+
+def _put_in_place(beside: Path, folder: Path) -> None:
+    """Give a whole folder its name; what had it goes, and comes back if that fails."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.is_dir():
+        folder.rename(aside)
+    try:
+        beside.replace(folder)
+    except BaseException:
+        if aside.is_dir():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def examples_dataset(rows: list[Row], where: str) -> Dataset:

@@ -12,9 +12,9 @@ from typing import Any, TypeGuard
 from crosskd.errors import UsageError
 from crosskd.evaluation.results import SCORES, Evaluation
 from crosskd.files import read_json, read_jsonl
+from crosskd.training.run_files import PROVENANCE
 
 METRICS = "metrics.jsonl"
-PROVENANCE = "provenance.json"
 # Numbers of a training log that are no terms of the loss.
 _NO_TERMS = frozenset({"step", "epoch", "learning_rate", "grad_norm", "total_flos"})
 _NO_TERM_STARTS = ("train_", "eval_runtime", "eval_samples", "eval_steps", "num_input_tokens")

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 
 from crosskd.errors import TrainingFailed, UsageError
 from crosskd.files import write_json
+from crosskd.training.run_files import STATE
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_files.json"
 UNFINISHED = ".unfinished"
 """Checkpoints are written in this folder of the run, and moved out of it when they are whole."""
-STATE = "trainer_state.json"
 _ADAPTER = "adapter_model.safetensors"
 _SHOWN = 5
 
@@ -60,11 +60,6 @@ def last_checkpoint(folder: Path) -> Path | None:
             return checkpoint
         logger.warning("%s is not whole (%s): an older checkpoint is taken", checkpoint.name, problem)
     return None
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run has written its student: ``trainer_state.json`` is the last file that it writes."""
-    return (folder / STATE).is_file()
 
 
 def move_into_place(unfinished: Path, checkpoint: Path) -> None:

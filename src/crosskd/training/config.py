@@ -15,7 +15,12 @@ from crosskd.errors import UsageError
 from crosskd.losses.base import DistillationMethod
 from crosskd.losses.registry import METHODS, configured_method
 from crosskd.text.tasks import load_task
-from crosskd.training.ranges import check_distillation_ranges, check_training_ranges, read_mapping
+from crosskd.training.ranges import (
+    check_distillation_ranges,
+    check_training_ranges,
+    read_mapping,
+    refuse_what_cannot_work,
+)
 from crosskd.training.schedules import check_reports, check_schedule
 
 _PAPER = "arXiv 2412.14528"
@@ -113,7 +118,8 @@ class DistillationConfig(TrainingArguments):
         self._given = _values(self)  # before anything is derived from it
         check_training_ranges(self)
         check_distillation_ranges(self)
-        _refuse_what_cannot_work(self)
+        refuse_what_cannot_work(self)
+        _refuse_split_sequences(self)
         if _is_text_metric(self.metric_for_best_model):
             self.predict_with_generate = True
         if self.method_settings is not None:
@@ -193,19 +199,7 @@ def _default(item: Any) -> Any:
     return _canonical(item.name, item.default if factory is MISSING else factory())
 
 
-def _refuse_what_cannot_work(config: DistillationConfig) -> None:
-    """Options of `TrainingArguments` that this trainer's loss or columns have no place for."""
-    refused = {
-        "label_smoothing_factor": (0.0, "0: cross-entropy and distillation are taken on the labels as they are"),
-        "remove_unused_columns": (False, "false: the trainer brings its own columns"),
-        "resume_from_checkpoint": (None, "none: --resume, or train(resume_from_checkpoint=...), goes on with a run"),
-        "use_liger_kernel": (False, "false: its saving is in a loss that is not ours"),
-    }
-    for name, (allowed, why) in refused.items():
-        if getattr(config, name, allowed) != allowed:
-            raise UsageError(f"--{name}", got=getattr(config, name), expected=why)
-    if config.label_names not in (None, ["labels"]):
-        raise UsageError("--label_names", got=config.label_names, expected="none: the trainer has its own labels")
+def _refuse_split_sequences(config: DistillationConfig) -> None:
     parallel = config.parallelism_config
     if parallel is not None and (parallel.cp_size > 1 or parallel.sp_size > 1):
         raise UsageError(

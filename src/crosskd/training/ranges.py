@@ -93,3 +93,22 @@ def check_distillation_ranges(config: Any) -> None:
         raise UsageError("freeze_layers", got=config.freeze_layers, expected="0 with LoRA, which freezes all layers")
     if config.peft == "none" and config.merge_adapter:
         raise UsageError("merge_adapter", got=True, expected="--peft lora beside it")
+
+
+def refuse_what_cannot_work(config: Any) -> None:
+    """Refuse options of `transformers.TrainingArguments` that this trainer's loss or columns have no place for.
+
+    Raises:
+        UsageError: Names the option.
+    """
+    refused = {
+        "label_smoothing_factor": (0.0, "0: cross-entropy and distillation are taken on the labels as they are"),
+        "remove_unused_columns": (False, "false: the trainer brings its own columns"),
+        "resume_from_checkpoint": (None, "none: --resume, or train(resume_from_checkpoint=...), goes on with a run"),
+        "use_liger_kernel": (False, "false: its saving is in a loss that is not ours"),
+    }
+    for name, (allowed, why) in refused.items():
+        if getattr(config, name, allowed) != allowed:
+            raise UsageError(f"--{name}", got=getattr(config, name), expected=why)
+    if config.label_names not in (None, ["labels"]):
+        raise UsageError("--label_names", got=config.label_names, expected="none: the trainer has its own labels")

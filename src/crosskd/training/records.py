@@ -22,12 +22,11 @@ from crosskd.teacher.identity import data_sha256, prompt_sha256, weights_sha256
 from crosskd.text.tasks import load_task
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import Participants
+from crosskd.training.run_files import PROVENANCE, RESOLVED
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-RESOLVED = "resolved_config.yaml"
-PROVENANCE = "provenance.json"
 MACHINE = ("output_dir", "use_cpu", "local_rank", "hub_token")
 """Settings that belong to the place where a run runs (and to its owner), not to the run."""
 _CLOSING = "train_runtime"

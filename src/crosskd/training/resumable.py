@@ -17,7 +17,6 @@ from transformers.trainer_utils import TrainOutput
 from crosskd.errors import TrainingFailed, UsageError
 from crosskd.files import read_json, write_json
 from crosskd.training.checkpoints import (
-    STATE,
     UNFINISHED,
     last_checkpoint,
     load_weights,
@@ -28,6 +27,7 @@ from crosskd.training.checkpoints import (
     writing,
 )
 from crosskd.training.interruption import Interruption
+from crosskd.training.run_files import STATE
 from crosskd.training.term_log import TermLog
 
 logger = logging.getLogger(__name__)

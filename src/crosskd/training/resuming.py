@@ -13,7 +13,8 @@ from crosskd.errors import UsageError, list_differences
 from crosskd.files import read_json
 from crosskd.training.config import DistillationConfig
 from crosskd.training.participants import Participants
-from crosskd.training.records import PROVENANCE, RESOLVED, all_settings, run_contents
+from crosskd.training.records import all_settings, run_contents
+from crosskd.training.run_files import PROVENANCE, RESOLVED
 
 NEUTRAL = frozenset({
     "output_dir", "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm", "log_level",
@@ -24,11 +25,6 @@ NEUTRAL = frozenset({
     "on_nonfinite", "trust_remote_code", "allow_pickle",
 })  # fmt: skip
 """Settings that a resumed run may change: they decide neither weights nor metrics."""
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether a run has written into a folder what it is."""
-    return (folder / RESOLVED).is_file()
 
 
 def check_settings(folder: Path, config: DistillationConfig, sources: Mapping[str, Any]) -> None:

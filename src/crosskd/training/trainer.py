@@ -31,7 +31,8 @@ from crosskd.training.nonfinite import NonFiniteGuard
 from crosskd.training.participants import ModelSource, check_cache, gather_participants
 from crosskd.training.records import MetricsFile, card_facts, write_records
 from crosskd.training.resumable import ResumableTrainer
-from crosskd.training.resuming import check_contents, check_settings, has_begun
+from crosskd.training.resuming import check_contents, check_settings
+from crosskd.training.run_files import has_begun
 from crosskd.training.student import trained_model
 from crosskd.training.validation import TokenMean, answer_scores, check_best_metric, without_repeats
 
