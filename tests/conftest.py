@@ -66,7 +66,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def process_as_found() -> Iterator[None]:
-    """Random numbers begin anew, and what a test changes in the process is undone behind it."""
+    """Random numbers start over, and what a test changes in the process is undone behind it."""
     with restored():
         begin()
         yield

@@ -1,4 +1,4 @@
-"""Runs that are broken off and gone on with: what a kill leaves, and comparing every number with an undisturbed run."""
+"""Runs that are interrupted and resumed: what a kill leaves, and comparing every number with an undisturbed run."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ The public names load when they are first used, so that ``import crosskd`` and `
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from crosskd.training.trainer import DistillationTrainer
 
 __all__ = ["DistillationConfig", "DistillationTrainer", "evaluate", "load_examples", "load_model"]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that a CPU lacks a kernel: peft imports bitsandbytes wherever it is installed, and it then says so."""
+    return "gemm_4bit_forward" not in str(record.msg)
+
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
 
 
 def __getattr__(name: str) -> Any:

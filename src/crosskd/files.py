@@ -205,8 +205,8 @@ def check_output_folder(path: str | Path, *, overwrite: bool = False, resume: bo
 
     Raises:
         UsageError: Both flags are set; ``path`` is a file or cannot be written; the folder is not empty and neither
-            flag is set; or
-            ``overwrite`` would delete the current folder, the home folder, one of their parents or a repository.
+            flag is set; or ``overwrite`` would delete the current folder, the home folder, one of their parents or a
+            repository.
     """
     folder = Path(path)
     if overwrite and resume:

@@ -73,6 +73,7 @@ def test_an_error_is_one_line_without_a_traceback(student_folder: Path, tmp_path
     done = script("finetuning.py", finetuning_words(student_folder, broken, tmp_path / "out"))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+    assert "Failed to load" not in done.stderr  # what bitsandbytes says of kernels, wherever it is installed
     assert done.stderr.splitlines()[-1].startswith("finetuning.py: error: ")
     assert "rows without input_ids and labels" in done.stderr.splitlines()[-1]
 

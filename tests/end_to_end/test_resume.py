@@ -1,4 +1,4 @@
-"""A run that is broken off and gone on with ends as if nothing had happened, for every family and kind of training."""
+"""A run that is interrupted and resumed ends as if nothing had happened, for every family and kind of training."""
 
 from __future__ import annotations
 

@@ -1,24 +1,12 @@
 """The alignment against all order-keeping matchings of tiny sequences."""
 
 import random
-from functools import cache
 from itertools import combinations
 
 import pytest
 
 from crosskd.text.alignment import align_tokens
-
-
-@cache
-def edit_distance(left, right):
-    """Levenshtein distance by its recursion."""
-    if not left or not right:
-        return len(left) + len(right)
-    return min(
-        edit_distance(left[1:], right) + 1,
-        edit_distance(left, right[1:]) + 1,
-        edit_distance(left[1:], right[1:]) + (left[0] != right[0]),
-    )
+from helpers_edit_distance import edit_distance
 
 
 def cost(student, teacher, pairs):

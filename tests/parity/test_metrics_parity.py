@@ -1,4 +1,4 @@
-"""Scores against independent oracles: SQuAD's rules written anew, ROUGE worked out by hand."""
+"""Scores against independent oracles: SQuAD's rules written again, ROUGE worked out by hand."""
 
 from __future__ import annotations
 

@@ -15,20 +15,9 @@ from crosskd.losses.mined import MinED
 from crosskd.losses.targets import targets_from_logits
 from crosskd.text.alignment import Vocabulary, align_by_warping, warp_tokens
 from crosskd.text.vocabulary_map import vocabulary_map
+from helpers_edit_distance import edit_distance
 
 ALPHABET = "ab "
-
-
-@cache
-def edit_distance(left: str, right: str) -> int:
-    """Levenshtein distance by its recursion."""
-    if not left or not right:
-        return len(left) + len(right)
-    return min(
-        edit_distance(left[1:], right) + 1,
-        edit_distance(left, right[1:]) + 1,
-        edit_distance(left[1:], right[1:]) + (left[0] != right[0]),
-    )
 
 
 def warped(student: list[str], teacher: list[str]) -> list[list[int]]:

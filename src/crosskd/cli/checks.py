@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from crosskd.errors import UsageError
+from crosskd.training.ranges import LARGEST_SEED
 
 _LEAST = {
     "limit": 1, "batch_size": 1, "shard_size": 1, "max_new_tokens": 1, "max_length": 2, "teacher_max_length": 2,
     "max_characters": 1, "tensor_parallel_size": 1, "generation_max_new_tokens": 1, "examples": 0,
 }  # fmt: skip
-_LARGEST_SEED = 2**32 - 1  # what numpy takes
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -33,8 +33,8 @@ def check_values(values: Mapping[str, Any]) -> None:
         if name in _LEAST and isinstance(value, int) and value < _LEAST[name]:
             raise UsageError(f"--{name}", got=value, expected=f"an integer of at least {_LEAST[name]}")
     seed = values.get("seed")
-    if seed is not None and not 0 <= seed <= _LARGEST_SEED:
-        raise UsageError("--seed", got=seed, expected=f"an integer from 0 to {_LARGEST_SEED}")
+    if seed is not None and not 0 <= seed <= LARGEST_SEED:
+        raise UsageError("--seed", got=seed, expected=f"an integer from 0 to {LARGEST_SEED}")
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -28,8 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # chosen before torch and transformers are imported by a verb
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # peft imports it where it is installed, and it then warns of kernels that a CPU lacks
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview())
         return 0

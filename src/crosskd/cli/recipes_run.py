@@ -50,7 +50,7 @@ class RunSettings:
         return self.folder / "scores" / self.split
 
     def record(self, recipe: Recipe) -> dict[str, Any]:
-        """What must be the same when a run is gone on with."""
+        """What must be the same when a run is resumed."""
         names = ("data", "tiny", "limit", "max_steps", "max_new_tokens")
         return {"recipe": recipe.name, **{name: getattr(self, name) for name in names}}
 
@@ -108,7 +108,7 @@ def recipe_steps(recipe: Recipe, settings: RunSettings) -> list[Step]:
 
 
 def _check_begun(recipe: Recipe, settings: RunSettings) -> None:
-    """A folder that is gone on with must hold the same run, or old results would pass for new ones."""
+    """A folder that is resumed must hold the same run, or old results would pass for new ones."""
     file = settings.folder / BEGUN_FILE
     if not file.exists():
         return

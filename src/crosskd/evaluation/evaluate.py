@@ -46,7 +46,7 @@ def evaluate(
     """Let ``model`` answer ``examples`` greedily and score the answers against all their references.
 
     Args:
-        model: The language model, causal or encoder-decoder, on the device where it shall run.
+        model: The language model, causal or encoder-decoder, on the device where it will run.
         examples: Mappings with ``id``, ``context``, ``answers`` and, depending on the task, ``question`` and
             ``title``.
         task: A task, the name of one, or a YAML file.

@@ -24,7 +24,7 @@ class AnswerKeeper:
 
     Args:
         folder: The output folder of the evaluation.
-        identity: All that decides the answers and scores: an earlier run of the same identity is gone on with.
+        identity: All that decides the answers and scores: answers of an earlier run count if it had the same.
         prepare: Called before the first answer: makes the folder and empties it if need be.
 
     Attributes:

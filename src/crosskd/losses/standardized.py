@@ -16,7 +16,7 @@ _DEVIATION_FLOOR = 1e-4  # added to the standard deviation of a token's logits
 def standardized(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
     """Logits over their standard deviation across the vocabulary (n - 1 in the variance), no mean subtracted.
 
-    A new float32 (float64) tensor of the logits' size: this formulation does without the paper's thrift.
+    A new float32 (float64) tensor of the logits' size: this formulation does not save memory as the paper's does.
     """
     logits = logits.to(compute_dtype(logits.dtype))
     return logits / (logits.std(-1, keepdim=True) + _DEVIATION_FLOOR)

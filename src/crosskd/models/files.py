@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from crosskd.errors import UsageError
 from crosskd.files import read_json
 
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CONFIG, ADAPTER_CONFIG, TOKENIZER_CONFIG = "config.json", "adapter_config.json", "tokenizer_config.json"
 _INDEX = "model.safetensors.index.json"
 _GGUF_VERSIONS = (2, 3)
-_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+_TOKENIZER_FILE = re.compile(r"tokeni[sz]er|vocab|merges|dict\.|tekken|\.(model|spm|tiktoken|codes|txt)$")
 
 
 def find_model(source: str | Path) -> Path | None:
@@ -46,36 +48,36 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
-def check_model_files(source: str | Path, *, weights: bool = True, allow_pickle: bool = False) -> None:
-    """Refuse a model whose files are missing, cut off or not JSON; their content is left to transformers.
+def check_model_files(
+    source: str | Path, *, weights: bool = True, tokenizer: bool = True, allow_pickle: bool = False
+) -> None:
+    """Refuse a model whose files are missing or cannot be read; what they say is left to transformers.
 
     Args:
         source: Folder (an adapter's base model is looked at, too), ``.gguf`` file (its header is) or hub id.
         weights: Whether weights must be there, and whole.
+        tokenizer: The same for its tokenizer.
         allow_pickle: Accept weights in pickle format, unread.
 
     Raises:
         UsageError: As for `find_model`, or names the file that is damaged.
     """
-    folder = find_model(source)
-    if folder is None:
+    place = find_model(source)
+    if place is None:
         _check_offline(str(source))
-        return
-    if folder.is_file():
-        check_gguf_header(folder)
-        return
-    if is_adapter(folder):
-        base = base_of(folder)
-        check_adapter_file(folder, allow_pickle=allow_pickle)
+    elif place.is_file():
+        check_gguf_header(place)
+    elif is_adapter(place):
+        base, own = base_of(place), (place / TOKENIZER_CONFIG).is_file()
+        check_adapter_file(place, allow_pickle=allow_pickle)
         if not is_adapter(base):
-            check_model_files(base, weights=weights, allow_pickle=allow_pickle)
+            check_model_files(base, weights=weights, tokenizer=not own, allow_pickle=allow_pickle)
     else:
-        read_json(folder / CONFIG)
+        read_json(place / CONFIG)
         if weights:
-            _check_weights(folder, source, allow_pickle)
-    for path in (folder / name for name in _TOKENIZER_FILES):
-        if path.is_file():
-            _check_tokenizer_file(path, source)
+            _check_weights(place, source, allow_pickle)
+        if tokenizer:
+            _check_tokenizer(place, source)
 
 
 def base_of(folder: str | Path) -> str:
@@ -141,11 +143,18 @@ def _check_offline(hub_id: str) -> None:
         )
 
 
-def _check_tokenizer_file(path: Path, source: str | Path) -> None:
+def _check_tokenizer(folder: Path, source: str | Path) -> None:
+    """Read what is there as its library does; that nothing is there can be seen, too."""
+    what, fix = f"tokenizer of {str(source)!r}", "get the files again"
+    if not any(_TOKENIZER_FILE.search(path.name) for path in folder.iterdir()):
+        raise UsageError(what, got="no file of a tokenizer", expected="tokenizer.json or the like", fix=fix)
     try:
-        read_json(path)
-    except UsageError as error:
-        raise UsageError(f"tokenizer of {str(source)!r}", got=str(error), fix="get the files again") from error
+        if (folder / TOKENIZER_CONFIG).is_file():
+            read_json(folder / TOKENIZER_CONFIG)
+        if (folder / "tokenizer.json").is_file():
+            Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UsageError(what, got=str(error), fix=fix) from error
 
 
 def _check_weights(folder: Path, source: str | Path, allow_pickle: bool) -> None:

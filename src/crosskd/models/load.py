@@ -22,7 +22,7 @@ from transformers.models.auto import modeling_auto
 
 from crosskd.errors import UsageError
 from crosskd.models.adapters import apply_adapter
-from crosskd.models.files import base_of, check_adapter_file, find_model, is_adapter
+from crosskd.models.files import TOKENIZER_CONFIG, base_of, check_adapter_file, find_model, is_adapter
 from crosskd.models.finite import check_finite
 from crosskd.models.gguf import convert_gguf
 from crosskd.models.quantization import Quantization, quantization_options
@@ -167,7 +167,7 @@ def _load_adapted(
     """The model that an adapter names, with the adapter merged into it."""
     if quantization != "none":
         raise UsageError(f"adapter {source}", got=f"weights in {quantization}", fix="train it with --merge_adapter")
-    own = (Path(location) / "tokenizer_config.json").is_file()
+    own = (Path(location) / TOKENIZER_CONFIG).is_file()
     check_adapter_file(location, allow_pickle=options["allow_pickle"])
     base = load_model(base_of(location), **options, tokenizer=tokenizer or (location if own else None))
     model = apply_adapter(base.model, location)

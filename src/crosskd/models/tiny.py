@@ -245,7 +245,7 @@ def _random_model(family: Family, tokenizer: PreTrainedTokenizerFast, seed: int)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = architecture.from_config(config)
-        # greedy answers shall hold text: what ends an answer, or shows as nothing, is never the likeliest
+        # so that greedy answers hold text: a token that ends an answer, or is invisible, is never the likeliest
         silent = [token for token in range(len(tokenizer)) if _is_silent(tokenizer, token)]
         model.get_output_embeddings().weight[silent] = 0
     return model.eval()

@@ -125,7 +125,7 @@ def load(flags: BenchmarkFlags) -> LoadedModel:
 
 
 def shown_task(task: Task, loaded: LoadedModel, flags: BenchmarkFlags, titled: bool) -> Task:
-    """The task as its prompts shall show it: titles as ``titled`` says, the explanation as ``--context`` does.
+    """The task as its prompts show it: titles as ``titled`` says, the explanation as ``--context`` does.
 
     Chat models are always told what the task is. Others are told in the first lines of the prompt, or not at all.
     """

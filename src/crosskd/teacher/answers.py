@@ -124,7 +124,7 @@ class AnswerFolder:
     """The folder in which answers are collected, under ``.answers``, and assembled.
 
     Attributes:
-        folder: Where the answered data set shall lie.
+        folder: Where the answered data set will be written.
         identity: What the answers are made from; it guards what an earlier run left.
     """
 

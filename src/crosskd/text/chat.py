@@ -52,7 +52,7 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase, task: Task, shots: Sequenc
             raise UsageError(f"chat template of {_name(tokenizer)} loses {task.answer_cue!r}", fix="use plain prompts")
         return text[: end + len(task.answer_cue)]
 
-    render(task.answer_cue)  # a template that fails shall fail before any work is done
+    render(task.answer_cue)  # if the template fails, let it fail before any work is done
     return render
 
 

@@ -73,8 +73,8 @@ def move_into_place(unfinished: Path, checkpoint: Path) -> None:
 def remove_old_checkpoints(folder: Path, limit: int | None, kept: Collection[int | None]) -> None:
     """Remove checkpoints until ``limit`` are left: first those that are not whole, then the oldest.
 
-    A checkpoint of a later step than those that are kept is of a run that was gone on with before it: it counts as
-    not whole, since it is going to be written again.
+    A checkpoint of a later step than those that are kept comes from a run that was resumed from an earlier step: it
+    counts as not whole, since it will be written again.
 
     Args:
         folder: The run's.

@@ -41,7 +41,7 @@ class Interruption(TrainerCallback):
         """Ask for a checkpoint if there was a signal.
 
         A checkpoint of the last step of an epoch, or of all, is written once the epoch's end is logged and evaluated:
-        what is gone on with from there would not do it.
+        a run resumed from there would not repeat that.
         """
         if not control.should_training_stop and self._anyone_interrupted():
             self.stopping = True

@@ -16,7 +16,8 @@ _AT_LEAST: dict[str, float] = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0, "save_total_limit": 1,
 }  # fmt: skip
-_LARGEST_SEED = 2**32 - 1
+LARGEST_SEED = 2**32 - 1
+"""What numpy takes."""
 
 
 def check_training_ranges(config: Any) -> None:
@@ -40,8 +41,8 @@ def check_training_ranges(config: Any) -> None:
             raise UsageError(name, got=getattr(config, name), expected="0 or more, less than 1")
     for name in ("seed", "data_seed"):
         value = getattr(config, name)
-        if value is not None and not 0 <= value <= _LARGEST_SEED:
-            raise UsageError(name, got=value, expected=f"an integer from 0 to {_LARGEST_SEED}")
+        if value is not None and not 0 <= value <= LARGEST_SEED:
+            raise UsageError(name, got=value, expected=f"an integer from 0 to {LARGEST_SEED}")
     _check_length(config)
     read_mapping("lr_scheduler_kwargs", config.lr_scheduler_kwargs)
     for name in ("logging_steps", "save_steps", "eval_steps"):

@@ -143,7 +143,7 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(**arguments)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
-        """Evaluate; but not at the start (which skips the scheduler) where a run is gone on with."""
+        """Evaluate, except at the start of a resumed run (the call that skips the scheduler)."""
         if skip_scheduler and self._resumed:
             return None
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)

@@ -132,7 +132,7 @@ class DistillationTrainer(ResumableTrainer):
         """Write ``resolved_config.yaml`` and ``provenance.json``, then train; see `ResumableTrainer.train`.
 
         Raises:
-            UsageError: What is to be gone on with is another run than the output folder tells of; names what differs.
+            UsageError: The run to resume is not the one in the output folder; names what differs.
             TrainingFailed: A loss or gradient was not finite; see ``on_nonfinite``.
         """
         folder = Path(str(self.args.output_dir))
