@@ -1,7 +1,6 @@
-"""What can be wrong with a command line, told before the verb imports torch and transformers, which takes ten seconds.
+"""Mistakes in a command line that can be found before the verb imports transformers, which takes ten seconds.
 
-The same is checked later, by those who use the values: nothing relies on this. Mistakes that only a loaded model can
-show are left to them.
+Whoever uses the values checks them again: nothing relies on this. What only a loaded model can show is left to them.
 """
 
 from __future__ import annotations
