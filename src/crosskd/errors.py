@@ -56,6 +56,11 @@ def visible(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()
+
+
 def list_differences(made: Mapping[str, object], wanted: Mapping[str, object], names: Iterable[str]) -> str:
     """What each field is there and here, for messages that refuse what was made from something else.
 

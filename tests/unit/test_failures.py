@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crosskd.cli.failures import exit_code_of
-from crosskd.errors import list_differences
+from crosskd.errors import first_line, list_differences
 
 
 def test_a_full_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +28,8 @@ def test_differences_shorten_hashes_and_nothing_else() -> None:
     assert list_differences(made, {"seed": 8}, ["seed"]) == "seed: there 7, here 8"
     listed = list_differences(made, {}, ["data", "path"])
     assert listed == f"data: there {'a' * 12}…, here None; path: there /{'b' * 64}, here None"
+
+
+def test_an_error_that_says_nothing_is_called_by_its_type() -> None:
+    assert first_line(OSError("\n cut off \nand more")) == "cut off"
+    assert first_line(OSError()) == "OSError"

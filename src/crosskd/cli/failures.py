@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import yaml
 
-from crosskd.errors import TrainingFailed, UsageError, visible
+from crosskd.errors import TrainingFailed, UsageError, first_line, visible
 
 
 def exit_code_of(name: str, work: Callable[[], None]) -> int:
@@ -51,29 +51,25 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return _of_file(error)
     if isinstance(error, yaml.YAMLError | json.JSONDecodeError | UnicodeError | MemoryError):
-        return f"{_kind(error)}: {_first_line(error)}"
+        return f"{_kind(error)}: {first_line(error)}"
     if isinstance(error, pickle.UnpicklingError):  # torch reads tensors and plain values only
-        return f"a pickled file holds more than numbers and is not read: {_first_line(error)}"
+        return f"a pickled file holds more than numbers and is not read: {first_line(error)}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, for a GPU; by name, since torch is not imported for it
-        return f"out of memory: {_first_line(error)} Take smaller batches; docs/troubleshooting.md says more"
+        return f"out of memory: {first_line(error)} Take smaller batches; docs/troubleshooting.md says more"
     if isinstance(error, ImportError) or "to be installed" in str(error):
-        return _first_line(error)
+        return first_line(error)
     # by name: these libraries are not imported for the sake of an error
     if type(error).__module__.split(".")[0] in ("safetensors", "pyarrow", "huggingface_hub", "datasets"):
-        return f"{_kind(error)}: {_first_line(error)}"
+        return f"{_kind(error)}: {first_line(error)}"
     return None
 
 
 def _of_file(error: OSError) -> str:
     """The file that the error names, and what is wrong with it; libraries write a text instead."""
     if error.strerror is None:
-        return _first_line(error)
+        return first_line(error)
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([" and ".join(names), error.strerror]) if names else error.strerror
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no further words"])[0]
 
 
 def _kind(error: BaseException) -> str:

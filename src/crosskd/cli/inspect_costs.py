@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 from crosskd.losses.registry import METHODS, create_method
 from crosskd.losses.targets import TargetRequest, targets_from_logits
 from crosskd.models.load import check_language_model, locate
@@ -70,7 +70,7 @@ def model_facts(source: str, config: PreTrainedConfig, *, trust_remote_code: boo
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, ImportError) as error:
-        raise UsageError(f"model {source!r}", got=str(error).strip().split("\n")[0]) from error
+        raise UsageError(f"model {source!r}", got=first_line(error)) from error
     text = config.get_text_config(decoder=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     embeddings: torch.Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]

@@ -14,7 +14,7 @@ import yaml
 
 from crosskd.cli.checks import check_values
 from crosskd.cli.flags import VerbFlags, declared_flags, known_flags
-from crosskd.errors import UsageError, did_you_mean
+from crosskd.errors import UsageError, did_you_mean, first_line
 from crosskd.files import parse_yaml
 
 ABOUT = "about"
@@ -175,7 +175,7 @@ class VerbParser(FlagParser):
         except UsageError:
             raise
         except (ValueError, TypeError, ImportError) as error:
-            raise UsageError(str(error).strip().split("\n")[0]) from error
+            raise UsageError(first_line(error)) from error
 
     def _made(self, dataclass_type: Any, values: dict[str, Any]) -> Any:
         names = [name for name, field in dataclass_type.__dataclass_fields__.items() if field.init]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from crosskd.errors import UsageError, did_you_mean
+from crosskd.errors import UsageError, did_you_mean, first_line
 from crosskd.files import read_json
 
 SPLITS_FILE = "dataset_dict.json"
@@ -67,5 +67,4 @@ def _columns(path: Path) -> Sequence[str]:
             stream.read_all()  # of a mapped file it reads where things lie, not what they are
             return list(stream.schema.names)
     except (pa.ArrowException, OSError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} cannot be read: {told}", fix="run `crosskd prepare` again") from error
+        raise UsageError(f"{path} cannot be read: {first_line(error)}", fix="run `crosskd prepare` again") from error

@@ -16,18 +16,13 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from crosskd.data.tables import table_rows
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
 
 _BATCH = 1000
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def kind_of(path: Path) -> str:

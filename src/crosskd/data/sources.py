@@ -13,8 +13,8 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from crosskd.data.quiet import without_progress_bars
-from crosskd.data.readers import READERS, Row, first_line, json_parts, kind_of, reader_of
-from crosskd.errors import UsageError, did_you_mean
+from crosskd.data.readers import READERS, Row, json_parts, kind_of, reader_of
+from crosskd.errors import UsageError, did_you_mean, first_line
 
 Splits = dict[str, Callable[[], Iterator[Row]]]
 

@@ -16,9 +16,9 @@ from datasets.table import InMemoryTable
 
 from crosskd.data.prepared_folder import check_is_prepared
 from crosskd.data.quiet import without_progress_bars
-from crosskd.data.readers import Row, first_line
+from crosskd.data.readers import Row
 from crosskd.data.sources import check_split_name
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 from crosskd.files import check_output_folder, write_json
 
 SUMMARY_FILE = "prepare_summary.json"

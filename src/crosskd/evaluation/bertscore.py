@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 from crosskd.evaluation.checks import check_references, mean
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class BertScorer:
             self._scorer = _load(name, int(self.settings["layer"]))
             self._scorer.score(["a trial"], [["a trial"]])
         except Exception as error:  # whatever bert-score meets in a model that it was not made for
-            reason = str(error).strip().split("\n")[0]
+            reason = first_line(error)
             raise UsageError(f"bert-score cannot work with {name}", got=f"{type(error).__name__}: {reason}") from error
 
     def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
@@ -184,7 +184,7 @@ def _config(name: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         missing = "no configuration of a model there, or no connection to the hub"
-        got = missing if isinstance(error, OSError) else str(error).split("\n")[0]
+        got = missing if isinstance(error, OSError) else first_line(error)
         raise UsageError(f"--bert_score_model {name}", got=got, expected="a hub id or folder of an encoder") from error
     # bert-score goes by the name: it would read any other model as a T5 with random weights, and only log it.
     if "t5" in name and config.model_type not in _T5:

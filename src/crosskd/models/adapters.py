@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,7 +49,7 @@ def with_lora(
         with _without_deprecations():
             adapted = get_peft_model(model, settings)
     except ValueError as error:
-        raise UsageError("LoRA", got=str(error).split("\n")[0], fix="name layers of the student") from error
+        raise UsageError("LoRA", got=first_line(error), fix="name layers of the student") from error
     assert isinstance(adapted, PeftModel)
     return adapted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 from crosskd.hashes import cache_directory, known_sha256
 from crosskd.models.files import check_gguf_header
 
@@ -47,7 +47,7 @@ def _write_plain_model(path: Path, folder: Path) -> None:
     except Exception as error:  # a damaged file makes every library say something else
         raise UsageError(
             f"model {str(path)!r}",
-            got=str(error).strip().split("\n")[0],
+            got=first_line(error),
             expected="a GGUF file of an architecture that transformers can read",
         ) from error
     # save_pretrained refuses a model that says it is quantized; its tensors are plain by now

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 from crosskd.models.adapters import apply_adapter
 from crosskd.models.files import TOKENIZER_CONFIG, base_of, check_adapter_file, find_model, is_adapter
 from crosskd.models.finite import check_finite
@@ -111,7 +111,7 @@ def load_model(
             )
     except Exception as error:  # damaged weights make every library say something else
         raise UsageError(
-            f"model {str(source)!r}", got=_first_line(error), fix=None if allow_pickle else _weights_hint(error)
+            f"model {str(source)!r}", got=first_line(error), fix=None if allow_pickle else _weights_hint(error)
         ) from error
     model, found = loaded
     _check_weights(model, source, found["missing_keys"])
@@ -157,7 +157,7 @@ def load_tokenizer(
     except UsageError:
         raise
     except Exception as error:  # a damaged file, or code of the model's that needs packages
-        raise UsageError(f"tokenizer of {str(source)!r}", got=_first_line(error)) from error
+        raise UsageError(f"tokenizer of {str(source)!r}", got=first_line(error)) from error
     return ensure_special_tokens(tokenizer, source, revision=revision)
 
 
@@ -197,7 +197,7 @@ def check_language_model(
     try:
         config = AutoConfig.from_pretrained(location, **options)
     except Exception as error:  # values of a wrong type, too
-        raise UsageError(f"model {str(source)!r}", got=_first_line(error), fix=_config_hint(error)) from error
+        raise UsageError(f"model {str(source)!r}", got=first_line(error), fix=_config_hint(error)) from error
     if not _writes_text(config) or (config.is_encoder_decoder and not encoder_decoder):
         architectures = _architectures(config)
         raise UsageError(
@@ -231,10 +231,6 @@ def _writes_text(config: PreTrainedConfig) -> bool:
 
 def _architectures(config: PreTrainedConfig) -> list[str]:
     return list(getattr(config, "architectures", None) or [])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def _weights_hint(error: Exception) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from crosskd.errors import UsageError
+from crosskd.errors import UsageError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class LoaderFile:
         return found
 
     def _failure(self, where: str, error: Exception) -> UsageError:
-        text = str(error).strip().split("\n")[0]
+        text = first_line(error)
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.path)
         ]

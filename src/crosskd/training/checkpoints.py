@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from crosskd.errors import TrainingFailed, UsageError
+from crosskd.errors import TrainingFailed, UsageError, first_line
 from crosskd.files import write_json
 from crosskd.training.run_files import STATE
 
@@ -104,7 +104,7 @@ def writing(run: Path, what: str) -> Iterator[None]:
         good = last_checkpoint(run)
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         raise TrainingFailed(
-            f"{what} of {run} cannot be written ({str(error).strip().splitlines()[0]}); {kept}; "
+            f"{what} of {run} cannot be written ({first_line(error)}); {kept}; "
             "make room or give the folder back, and the same command with --resume goes on"
         ) from error
 
@@ -129,7 +129,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
             _load_whole(model, checkpoint)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UsageError(
-            f"checkpoint {checkpoint}", got=str(error).strip().split("\n")[0], fix="delete it and --resume again"
+            f"checkpoint {checkpoint}", got=first_line(error), fix="delete it and --resume again"
         ) from error
 
 

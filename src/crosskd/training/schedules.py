@@ -6,7 +6,7 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from crosskd.errors import UsageError, did_you_mean
+from crosskd.errors import UsageError, did_you_mean, first_line
 
 
 def check_schedule(config: TrainingArguments) -> None:
@@ -29,7 +29,7 @@ def check_schedule(config: TrainingArguments) -> None:
     except Exception as error:  # each kind of schedule has errors of its own
         raise UsageError(
             f"lr_scheduler_type {getattr(kind, 'value', kind)}",
-            got=f"lr_scheduler_kwargs {options}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            got=f"lr_scheduler_kwargs {options}: {first_line(error)}",
             fix="give --lr_scheduler_kwargs as this schedule wants them, as JSON",
         ) from error
 
