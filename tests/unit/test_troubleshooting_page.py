@@ -14,7 +14,7 @@ MESSAGES = (
     "the start: there is no checkpoint yet", "is finished already; it is left as it is", "cannot be written (",
     "the last good checkpoint is", "made from something else (", "no cache", "no vocabulary of the teacher",
     "that are NaN or infinite", "give --trust_remote_code to run the code in its repository",
-    "give --allow_pickle to read weights in pickle format",
+    "weights in pickle format only (", "no copy from the hub (HF_HUB_OFFLINE is set)", "is damaged", "tokenizer of ",
     "check the name, the connection and, for a gated model, the login", "a folder without config.json",
     "a causal language model", "holds token", "weights that are NaN or infinite", "the loss is not finite: ",
     "the gradient norm is not finite", "have answers of several lines", "which are not supported yet",
