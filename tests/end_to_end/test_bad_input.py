@@ -351,7 +351,7 @@ EVALUATING = [
     Case(MODEL + "{w}/tokenizer_types", "tokenizer of"),
     Case(MODEL + "{w}/tokenizer_latin", "tokenizer of"),
     Case(MODEL + "{w}/tokenizer_config_cut", "tokenizer of"),
-    Case(MODEL + "{w}/no_tokenizer", "no file of a tokenizer"),
+    Case(MODEL + "{w}/no_tokenizer", "no_tokenizer", late=True),
     Case(MODEL + "{w}/template_broken --prompt_style chat", "template", late=True),
     Case(MODEL + "{w}/adapter_no_json", "adapter_no_json"),
     Case(MODEL + "{w}/adapter_no_base", "no base_model_name_or_path"),

@@ -74,19 +74,16 @@ def test_an_adapter_is_looked_at_with_its_base(model: Path, tmp_path: Path) -> N
     check_model_files(adapter(tmp_path / "itself", tmp_path / "itself"))  # told when it is loaded, not in a circle
 
 
-def test_a_tokenizer_must_be_there_and_readable(model: Path, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_named(model: Path, tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text('{"model": 7}')
     with pytest.raises(UsageError, match="tokenizer of"):
-        check_model_files(model)
-    for path in model.glob("tokenizer*"):
-        path.unlink()
-    with pytest.raises(UsageError, match="no file of a tokenizer"):
         check_model_files(model)
     with_own = adapter(tmp_path / "with_own", model)
     (with_own / "tokenizer_config.json").write_text("{}")
     check_model_files(with_own)
-    (model / "spiece.model").write_bytes(b"")
-    check_model_files(model)  # of a kind that only its class reads
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    check_model_files(model)  # other files may hold it, of which only its class knows
 
 
 def test_a_hub_id_is_looked_up_on_this_machine_only_where_there_is_no_hub(

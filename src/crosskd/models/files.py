@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,7 +13,6 @@ from crosskd.files import read_json
 CONFIG, ADAPTER_CONFIG, TOKENIZER_CONFIG = "config.json", "adapter_config.json", "tokenizer_config.json"
 _INDEX = "model.safetensors.index.json"
 _GGUF_VERSIONS = (2, 3)
-_TOKENIZER_FILE = re.compile(r"tokeni[sz]er|vocab|merges|dict\.|tekken|\.(model|spm|tiktoken|codes|txt)$")
 
 
 def find_model(source: str | Path) -> Path | None:
@@ -144,17 +142,14 @@ def _check_offline(hub_id: str) -> None:
 
 
 def _check_tokenizer(folder: Path, source: str | Path) -> None:
-    """Read what is there as its library does; that nothing is there can be seen, too."""
-    what, fix = f"tokenizer of {str(source)!r}", "get the files again"
-    if not any(_TOKENIZER_FILE.search(path.name) for path in folder.iterdir()):
-        raise UsageError(what, got="no file of a tokenizer", expected="tokenizer.json or the like", fix=fix)
+    """Read the files that are there as transformers would; which of them a tokenizer needs, only its class knows."""
     try:
         if (folder / TOKENIZER_CONFIG).is_file():
             read_json(folder / TOKENIZER_CONFIG)
         if (folder / "tokenizer.json").is_file():
             Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise UsageError(what, got=str(error), fix=fix) from error
+        raise UsageError(f"tokenizer of {str(source)!r}", got=str(error), fix="get the files again") from error
 
 
 def _check_weights(folder: Path, source: str | Path, allow_pickle: bool) -> None:
