@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 
 from crosskd.errors import UsageError
+from crosskd.evaluation.line_ends import LINE_BREAK, decode_answer
 from crosskd.evaluation.prefix_cache import PrefixCache, compute_prefix_cache
+from crosskd.evaluation.stopping import AnswerComplete, FiniteLogits, NotFinite
 from crosskd.models.attention_masks import no_empty_rows
 from crosskd.models.finite import check_finite
 from crosskd.models.limits import check_token_ids, context_length, embedding_rows, position_limit
 from crosskd.models.shared_prefix import usable_prefix_length
 
-_LINE_BREAK = re.compile(r"[\r\n]")
 # Chat models end their turn with one of these, also where their files name another token as the end of the sequence.
 _END_OF_TURN = frozenset({"<|im_end|>", "<end_of_turn>", "<turn|>", "<|eot_id|>", "<|end|>", "<|endofturn|>"})
 # What an architecture needs to start a sequence; everything else in a model's generation settings is a matter of taste.
@@ -71,7 +68,7 @@ def generate_answers(
 
     Raises:
         UsageError: A number below 1, an empty prompt, a prompt too long for the model's limit, tokens that the model
-            has no embeddings for, or weights or logits that are not finite.
+            has no embeddings for, or weights or logits that are not finite. Such logits end their batch at once.
     """
     _check(model, tokenizer, prompts, max_new_tokens, batch_size)
     config = _greedy_settings(model, tokenizer, max_new_tokens)
@@ -96,73 +93,7 @@ def generate_answers(
 
 def first_line(text: str) -> str:
     """The first line of ``text`` that is not empty, without white space at its ends."""
-    return _LINE_BREAK.split(text.strip(), maxsplit=1)[0].strip()
-
-
-class FirstLineComplete(StoppingCriteria):
-    """Finishes a row once its new text holds a line break after something else than white space.
-
-    Args:
-        tokenizer: Decodes the new tokens.
-        start: Column of the first new token.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int) -> None:
-        self._tokenizer = tokenizer
-        self.start = start
-        self._done: list[bool] = []
-
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - a tensor (B,), as the base class documents
-        self, input_ids: Tensor, scores: Tensor, **kwargs: Any
-    ) -> Tensor:
-        """Which of the B rows of ``input_ids`` (B, length) are finished, a bool tensor (B,)."""
-        rows = input_ids[:, self.start :].tolist()
-        self._done = self._done or [False] * len(rows)
-        for index, row in enumerate(rows):
-            self._done[index] = self._done[index] or self._has_line(row)
-        return torch.tensor(self._done, device=input_ids.device)
-
-    def done(self, rows: Tensor) -> Tensor:
-        """Which of the B ``rows`` were finished when it was asked last, a bool tensor (B,)."""
-        return torch.tensor(self._done or [False] * len(rows), device=rows.device)
-
-    def _has_line(self, row: list[int]) -> bool:
-        return _LINE_BREAK.search(_decode(self._tokenizer, row).lstrip()) is not None
-
-
-class FiniteLogits(LogitsProcessor):
-    """Refuses logits that are NaN or plus infinity, of which greedy decoding would make an answer all the same.
-
-    Finished rows do not count: what the model makes of the padding behind them is of no interest.
-
-    Args:
-        model_name: For the message.
-        lines: Knows the rows that have their line; it is asked after each token.
-        ends: Tokens that end a row.
-    """
-
-    def __init__(self, model_name: str, lines: FirstLineComplete, ends: Sequence[int]) -> None:
-        self._model_name = model_name
-        self._lines = lines
-        self._ends = list(ends)
-
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - tensors, as the base class documents
-        self, input_ids: Tensor, scores: Tensor
-    ) -> Tensor:
-        """``scores`` (B, V) as they are."""
-        wrong = (scores.isnan() | (scores == torch.inf)).any(-1)
-        if bool(wrong.any()) and bool((wrong & ~self._finished(input_ids)).any()):
-            raise UsageError(
-                f"model {self._model_name!r}",
-                got="logits that are NaN or infinite, from finite weights",
-                expected="finite logits",
-                fix="load it in float32 or bfloat16 (--dtype): its numbers may be too large for float16",
-            )
-        return scores
-
-    def _finished(self, input_ids: Tensor) -> Tensor:
-        new = input_ids[:, self._lines.start :]
-        return torch.isin(new, new.new_tensor(self._ends)).any(-1) | self._lines.done(new)
+    return LINE_BREAK.split(text.strip(), maxsplit=1)[0].strip()
 
 
 def _answer_batch(
@@ -176,26 +107,24 @@ def _answer_batch(
     start = 1 if model.config.is_encoder_decoder else input_ids.shape[1]
     padding = [input_ids.shape[1] - len(prompt) for prompt in prompts]
     cached = {"past_key_values": prefix.shifted(padding)} if prefix else {}
-    lines = FirstLineComplete(tokenizer, start)
-    finite = FiniteLogits(_name_of(model), lines, config.eos_token_id or [])
+    ends = [int(end) for end in config.eos_token_id or []]
+    rows = AnswerComplete(tokenizer, start, ends)
+    finite = FiniteLogits(_name_of(model), rows)
     output = model.generate(  # pyright: ignore[reportCallIssue] - typed as if it were a tensor
         input_ids=input_ids,
         attention_mask=attention_mask,
         generation_config=config,
-        stopping_criteria=StoppingCriteriaList([lines]),
+        stopping_criteria=StoppingCriteriaList([rows, NotFinite(finite)]),
         logits_processor=LogitsProcessorList([finite]),
         **cached,
     )
-    ends = set(config.eos_token_id or [])
-    return [first_line(_decode(tokenizer, _until_end(row, ends))) for row in output[:, start:].tolist()]
+    finite.check()
+    written = [_until_end(row, ends) for row in output[:, start:].tolist()]
+    return [first_line(decode_answer(tokenizer, row)) for row in written]
 
 
-def _until_end(row: list[int], ends: set[int]) -> list[int]:
+def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
     return next((row[:index] for index, token in enumerate(row) if token in ends), row)
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, row: list[int]) -> str:
-    return str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _name_of(model: PreTrainedModel) -> str:
