@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads sum in another order
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported; tests of a GPU are run with 0
 os.environ["CROSSKD_CACHE"] = tempfile.mkdtemp(prefix="crosskd-tests-")  # never the user's
 sys.path.insert(0, str(Path(__file__).parent))
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -15,10 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from crosskd.kernels import MOST_TEMPERATURES, use_triton
 from crosskd.losses.base import IGNORED_LABEL
+from crosskd.transport.hidden_logits import HiddenLogits
 from crosskd.transport.softmax_statistics import (
     SoftmaxStatistics,
     answer_chunks,
+    compute_dtype,
     descending,
     softmax_statistics,
     softmaxes,
@@ -75,6 +78,12 @@ def answer_pass(
 
     Cost: O(B T V) with one exponential an element each way; memory beside the gradient: chunk_size * V.
     """
+    if isinstance(logits, HiddenLogits):
+        from crosskd.losses.hidden_pass import hidden_answer_pass
+
+        return hidden_answer_pass(logits, labels, columns, temperatures, statistics, chunk_size)
+    if use_triton(logits) and len(temperatures) <= MOST_TEMPERATURES and temperatures[0] == 1:
+        return _by_kernels(logits, labels, columns, temperatures, statistics)
     batch, tokens, _ = logits.shape
     if statistics is None:
         statistics = softmax_statistics(logits, temperatures, chunk_size=chunk_size)
@@ -92,6 +101,20 @@ def answer_pass(
     )
     losses = (log_sums[..., temperatures.index(1.0)] - gathered[..., -1]).masked_fill(~labelled, 0)
     return AnswerPass(losses.sum(), gathered[..., :-1], log_sums, temperatures)
+
+
+def _by_kernels(
+    logits: Tensor,
+    labels: Tensor | None,
+    columns: Tensor | None,
+    temperatures: tuple[float, ...],
+    statistics: SoftmaxStatistics | None,
+) -> AnswerPass:
+    from crosskd.kernels.answer_pass import answer_outputs
+
+    known = None if statistics is None else (statistics.maximum.squeeze(-1), statistics.log_sums)
+    dtype = compute_dtype(logits.dtype)
+    return AnswerPass(*answer_outputs(logits, labels, columns, temperatures, known, dtype), temperatures)
 
 
 class _AnswerPass(torch.autograd.Function):
@@ -119,22 +142,94 @@ class _AnswerPass(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         gathered_gradient, log_sums_gradient = gradients
         logits, ids = ctx.saved_tensors
-        order = descending(ctx.temperatures)
-        temperatures = [ctx.temperatures[index] for index in order]
         # d log_sum / dz is the softmax at that temperature, over the temperature.
-        weights = log_sums_gradient[..., order] / log_sums_gradient.new_tensor(temperatures)
+        weights = torch.stack([log_sums_gradient[..., i] / tau for i, tau in enumerate(ctx.temperatures)], dim=-1)
         # Kept probabilities turn into the gradient in place; a second backward pass has to compute them again.
         kept: Tensor | None = ctx.kept
         ctx.kept = None
-        result = torch.empty_like(logits, memory_format=torch.contiguous_format) if kept is None else kept
-        for chunk in answer_chunks(logits, ctx.chunk_size):
-            part = result[chunk]
-            gradient = part if part.dtype == weights.dtype else torch.empty_like(part, dtype=weights.dtype)
-            _softmax_gradient(logits[chunk], temperatures, weights[chunk], gradient, known=kept is not None)
-            gradient.scatter_add_(-1, ids[chunk], gathered_gradient[chunk])
-            if gradient.dtype != part.dtype:
-                part.copy_(gradient)
+        result = answer_gradient(
+            logits, ctx.temperatures, weights, ids, gathered_gradient, chunk_size=ctx.chunk_size, kept=kept
+        )
         return result, None, None, None, None
+
+
+def answer_gradient(
+    logits: Float[Tensor, "B T V"],
+    temperatures: tuple[float, ...],
+    weights: Float[Tensor, "B T n"],
+    ids: Int[Tensor, "B T m"],
+    gathered_gradient: Float[Tensor, "B T m"],
+    *,
+    chunk_size: int | None = None,
+    statistics: SoftmaxStatistics | None = None,
+    kept: Float[Tensor, "B T V"] | None = None,
+    into: Float[Tensor, "B T V"] | None = None,
+) -> Float[Tensor, "B T V"]:
+    """Gradient of logits of which log-sums and gathered columns were used.
+
+    Equivalent to:
+        >>> gradient = sum(weights[..., i : i + 1] * (logits / tau).softmax(-1) for i, tau in enumerate(temperatures))
+        >>> gradient.scatter_add(-1, ids, gathered_gradient)
+
+    Args:
+        logits: (B, T, V), any floating dtype.
+        temperatures: Those of ``weights``.
+        weights: (B, T, n), gradients of the log-sums divided by their temperatures.
+        ids: (B, T, m), columns that were gathered; one may stand in several slots.
+        gathered_gradient: (B, T, m), their gradients.
+        chunk_size: Tokens of the batch whose exponentials exist at once; None chooses.
+        statistics: Those of the same logits and temperatures, which save kernels a read; torch code does without.
+        kept: The probabilities that ``softmax_statistics(..., keep=True)`` kept. They are overwritten.
+        into: Where to write, contiguous and in the logits' dtype. It may be ``logits``: then they are overwritten.
+
+    Returns:
+        The gradient in the logits' dtype; ``into`` or ``kept`` if one was given.
+    """
+    if use_triton(logits) and len(temperatures) <= MOST_TEMPERATURES:
+        return _gradient_by_kernels(logits, temperatures, weights, ids, gathered_gradient, statistics, into)
+    order = descending(temperatures)
+    descending_temperatures = [temperatures[index] for index in order]
+    weights = torch.stack([weights[..., index] for index in order], dim=-1)  # an index list would wait for the host
+    result = kept
+    if result is None:
+        result = torch.empty_like(logits, memory_format=torch.contiguous_format) if into is None else into
+    for chunk in answer_chunks(logits, chunk_size):
+        part, source = result[chunk], logits[chunk]
+        own = part.dtype == weights.dtype and into is None
+        gradient = part if own else torch.empty_like(part, dtype=weights.dtype)
+        _softmax_gradient(source, descending_temperatures, weights[chunk], gradient, known=kept is not None)
+        gradient.scatter_add_(-1, ids[chunk], gathered_gradient[chunk])
+        if not own:
+            part.copy_(gradient)
+    return result
+
+
+def _gradient_by_kernels(
+    logits: Tensor,
+    temperatures: tuple[float, ...],
+    weights: Tensor,
+    ids: Tensor,
+    gathered_gradient: Tensor,
+    statistics: SoftmaxStatistics | None,
+    into: Tensor | None,
+) -> Tensor:
+    from crosskd.kernels.answer_gradient import answer_gradient as write
+    from crosskd.kernels.statistics import with_contiguous_rows
+
+    logits = with_contiguous_rows(logits)
+    if statistics is None:
+        statistics = softmax_statistics(logits, temperatures)
+    return write(
+        logits,
+        statistics.maximum.squeeze(-1),
+        statistics.log_sums,
+        temperatures,
+        log_sum_gradient=weights.contiguous(),
+        divided=True,
+        ids=ids,
+        id_gradient=gathered_gradient.contiguous(),
+        into=into,
+    )
 
 
 def _softmax_gradient(logits: Tensor, temperatures: list[float], weights: Tensor, into: Tensor, known: bool) -> None:

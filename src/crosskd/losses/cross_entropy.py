@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosskd.kernels import use_triton
 from crosskd.losses.answer_pass import answer_pass
 from crosskd.losses.base import DistillationMethod, StudentAnswers
 from crosskd.losses.registry import register
 from crosskd.losses.targets import TargetRequest, TeacherTargets
+from crosskd.transport.hidden_logits import HiddenLogits
+from crosskd.transport.softmax_statistics import compute_dtype
 
 
 def answer_cross_entropy(
@@ -30,6 +34,10 @@ def answer_cross_entropy(
     Returns:
         A scalar in float32 (float64 for float64 logits), attached to the graph.
     """
+    if use_triton(logits) and not isinstance(logits, HiddenLogits):
+        from crosskd.kernels.answer_pass import cross_entropy
+
+        return cross_entropy(logits, labels, compute_dtype(logits.dtype))
     return answer_pass(logits, labels=labels, chunk_size=chunk_size).cross_entropy
 
 
@@ -46,9 +54,9 @@ class CrossEntropy(DistillationMethod):
         return None
 
     def terms(self, student: StudentAnswers, targets: TeacherTargets | None) -> dict[str, Tensor]:
-        """``cross_entropy``, and a ``distillation`` of zero; ``targets`` are not looked at."""
+        """``cross_entropy``, and a ``distillation`` of zero, a constant; ``targets`` are not looked at."""
         cross_entropy = answer_cross_entropy(student.logits, student.labels)
-        return {"cross_entropy": cross_entropy, "distillation": cross_entropy * 0}
+        return {"cross_entropy": cross_entropy, "distillation": torch.zeros_like(cross_entropy)}
 
 
 @register

@@ -8,6 +8,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crosskd.kernels import use_triton
 from crosskd.transport.sinkhorn import sinkhorn_plan, token_cost
 
 PlanGradient = Literal["unrolled", "envelope"]
@@ -65,26 +66,52 @@ def sequential_log(
 
 
 def sinkhorn_of_sequences(
-    columns: MatchedColumns, epsilon: float, iterations: int, plan_gradient: PlanGradient | str
+    columns: MatchedColumns,
+    epsilon: float,
+    iterations: int,
+    plan_gradient: PlanGradient | str,
+    tolerance: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Sinkhorn distance ``<K_N, C>`` between the answer tokens of each sequence (Eq. 17-20), summed."""
+    if _by_kernels(columns):
+        from crosskd.kernels.sinkhorn_distance import sinkhorn_distance
+
+        unrolled = plan_gradient == "unrolled"
+        settings = {"epsilon": epsilon, "iterations": iterations, "tolerance": tolerance, "unrolled": unrolled}
+        sides = columns.teacher, columns.student, columns.teacher_mask, columns.student_mask
+        return sinkhorn_distance(*sides, **settings)
     cost = token_cost(columns.teacher, columns.student)
     if columns.teacher_rest is not None:
         cost = cost + columns.teacher_rest.unsqueeze(2)
     if columns.student_rest is not None:
         cost = cost + columns.student_rest.unsqueeze(1)
-    return _transport(cost, columns.teacher_mask, columns.student_mask, epsilon, iterations, plan_gradient)
+    return _transport(cost, columns.teacher_mask, columns.student_mask, epsilon, iterations, plan_gradient, tolerance)
+
+
+def _by_kernels(columns: MatchedColumns) -> bool:
+    """Whether kernels transport: of probabilities that add up to 1 at most, on sides that are not empty."""
+    whole = columns.teacher_rest is not None or columns.student_rest is not None
+    return use_triton(columns.student) and not whole and 0 not in (*columns.teacher.shape, *columns.student.shape)
 
 
 def sinkhorn_of_tokens(
-    columns: MatchedColumns, epsilon: float, iterations: int, plan_gradient: PlanGradient | str
+    columns: MatchedColumns,
+    epsilon: float,
+    iterations: int,
+    plan_gradient: PlanGradient | str,
+    tolerance: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Sinkhorn distance between the columns of each single token, ``C_ij = |t_i(t) - s_j(t)|``, summed (Table 4)."""
     compared = columns.compared()
-    teacher = columns.teacher[:, : compared.shape[1]][compared]
-    student = columns.student[:, : compared.shape[1]][compared]
+    tokens = compared.shape[1]
+    teacher, student = columns.teacher[:, :tokens], columns.student[:, :tokens]
+    if compared.is_cpu and not use_triton(compared):
+        teacher, student = teacher[compared], student[compared]  # elsewhere such a choice would wait for the device
+    else:
+        absent = ~compared.unsqueeze(-1)
+        teacher, student = (side.masked_fill(absent, 0).flatten(0, 1) for side in (teacher, student))  # cost nothing
     cost = (teacher.unsqueeze(2) - student.unsqueeze(1)).abs()
-    return _transport(cost, None, None, epsilon, iterations, plan_gradient)
+    return _transport(cost, None, None, epsilon, iterations, plan_gradient, tolerance)
 
 
 def _transport(
@@ -94,7 +121,8 @@ def _transport(
     epsilon: float,
     iterations: int,
     plan_gradient: PlanGradient | str,
+    tolerance: float,
 ) -> Float[Tensor, ""]:
     constant = plan_gradient == "envelope"
-    plan = sinkhorn_plan(cost.detach() if constant else cost, epsilon, iterations, row_mask, column_mask)
+    plan = sinkhorn_plan(cost.detach() if constant else cost, epsilon, iterations, row_mask, column_mask, tolerance)
     return (plan * cost).sum()

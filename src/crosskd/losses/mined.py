@@ -69,6 +69,10 @@ class MinED(DistillationMethod):
     alignment: Alignment | str = "strict"
     remainder: Remainder | str = "kept"
     vocabulary_map: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    # The map on each device that asked for it: some megabytes that no step should have to copy.
+    _maps: dict[torch.device, Tensor] = field(
+        default_factory=dict[torch.device, Tensor], init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         checked_top_entries(self.top_entries)
@@ -82,8 +86,8 @@ class MinED(DistillationMethod):
         """This method for one pair of tokenizers.
 
         Args:
-            vocabulary_map: (V_t,) int64 from ``crosskd.text.vocabulary_map.load_vocabulary_map``. Put it on the device
-                of the targets, or each call moves it there.
+            vocabulary_map: (V_t,) int64 from ``crosskd.text.vocabulary_map.load_vocabulary_map``, on any device: the
+                first call moves a copy to that of the targets, and the method keeps it there.
         """
         method = replace(self)
         object.__setattr__(method, "vocabulary_map", vocabulary_map.long())
@@ -141,11 +145,16 @@ class MinED(DistillationMethod):
 
     def _map(self, teacher_ids: Int[Tensor, "B T m"], student_vocabulary: int) -> Int[Tensor, "B T m"]:
         """Student ids of teacher ids, -1 for none; columns that only pad the teacher's logits have none."""
-        assert self.vocabulary_map is not None  # `terms` made sure
-        table = self.vocabulary_map.to(teacher_ids.device)
+        table = self._map_on(teacher_ids.device)
         mapped = table[teacher_ids.clamp(max=table.shape[0] - 1)]
         known = (teacher_ids < table.shape[0]) & (mapped < student_vocabulary)
         return mapped.masked_fill(~known, -1)
+
+    def _map_on(self, device: torch.device) -> Int[Tensor, " V_t"]:
+        assert self.vocabulary_map is not None  # `terms` made sure
+        if device not in self._maps:
+            self._maps[device] = self.vocabulary_map.to(device)
+        return self._maps[device]
 
 
 def merge_entries(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crosskd.losses.authors import authors_terms
 from crosskd.losses.base import IGNORED_LABEL, DistillationMethod, StudentAnswers
-from crosskd.losses.multilevel_ot_paper import paper_terms, temperatures_of
+from crosskd.losses.multilevel_ot_paper import paper_terms, temperatures_of, terms_by_kernels
 from crosskd.losses.multilevel_ot_settings import Formulation, MultiLevelOTSettings
 from crosskd.losses.registry import register
 from crosskd.losses.targets import TargetRequest, TeacherTargets, targets_from_logits
@@ -43,6 +43,7 @@ def multilevel_ot_loss(
     sinkhorn_temperature: float = 2.0,
     sinkhorn_epsilon: float = 0.1,
     sinkhorn_iterations: int = 20,
+    sinkhorn_tolerance: float = 0.0,
     formulation: Formulation | str = "paper",
 ) -> MultiLevelOTTerms:
     """MultiLevelOT between the answers of a student and of a teacher with any two vocabularies.
@@ -63,6 +64,7 @@ def multilevel_ot_loss(
         sinkhorn_temperature: tau_SD of the probabilities that the Sinkhorn cost compares.
         sinkhorn_epsilon: lambda, positive.
         sinkhorn_iterations: N, at least 1; ``formulation="authors"`` always runs the 10 of the published code.
+        sinkhorn_tolerance: Deviation of a row's mass from 1 at which a sequence pair takes no further round; 0: all N.
         formulation: ``paper`` for the equations, ``authors`` for what the published code computes (see
             docs/methods/multilevel_ot.md): means over the batch instead of sums, before the weight of 1.5.
 
@@ -92,6 +94,7 @@ def multilevel_ot_loss(
         sinkhorn_temperature=sinkhorn_temperature,
         sinkhorn_epsilon=sinkhorn_epsilon,
         sinkhorn_iterations=sinkhorn_iterations,
+        sinkhorn_tolerance=sinkhorn_tolerance,
     )
     labels = torch.full(student_mask.shape, IGNORED_LABEL, device=student_logits.device)
     targets = targets_from_logits(teacher_logits, teacher_mask, method.request())
@@ -137,6 +140,9 @@ class MultiLevelOT(MultiLevelOTSettings, DistillationMethod):
     ) -> tuple[Float[Tensor, ""], MultiLevelOTTerms]:
         """Cross-entropy summed over the labels, and the terms as the chosen formulation publishes them."""
         compute = authors_terms if self.formulation == "authors" else paper_terms
+        terms = terms_by_kernels(self, student, targets) if self.formulation == "paper" else None
+        if terms is not None:
+            return terms[0], MultiLevelOTTerms(*terms[1:])
         with torch.autocast(student.logits.device.type, enabled=False):  # all sums are in float32 or better
             cross_entropy, parts = compute(self, student, targets)
         nothing = cross_entropy * 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from crosskd.errors import UsageError
+from crosskd.kernels import MOST_TEMPERATURES, use_triton
 from crosskd.losses.answer_pass import AnswerPass, answer_pass
 from crosskd.losses.base import StudentAnswers, required_targets
 from crosskd.losses.levels import (
@@ -20,6 +21,7 @@ from crosskd.losses.levels import (
 )
 from crosskd.losses.multilevel_ot_settings import MultiLevelOTSettings, Parts
 from crosskd.losses.targets import TeacherTargets
+from crosskd.transport.hidden_logits import HiddenLogits
 from crosskd.transport.largest import largest_ids
 from crosskd.transport.matching import match_with_statistics
 from crosskd.transport.softmax_statistics import compute_dtype, softmax_statistics
@@ -35,11 +37,58 @@ def temperatures_of(settings: MultiLevelOTSettings) -> tuple[float, ...]:
     return (1.0, *sorted(others - {1.0}))
 
 
+def terms_by_kernels(
+    settings: MultiLevelOTSettings, student: StudentAnswers, targets: TeacherTargets | None
+) -> tuple[Float[Tensor, ""], ...] | None:
+    """Cross-entropy, weighted total, and the three terms, from fused kernels; None where they do not serve.
+
+    They serve ranked and matched columns of sequences (at most 256 of them), and transport between sequences: all but
+    the ablations.
+    """
+    by_sequence = settings.ranking == "sequence" and settings.sinkhorn_level == "sequence"
+    if isinstance(student.logits, HiddenLogits) or not (use_triton(student.logits) and by_sequence and settings.top_k):
+        return None
+    from crosskd.kernels.multilevel_ot import MOST_COLUMNS, Sides, Sinkhorn, Weights, multilevel_terms
+    from crosskd.kernels.statistics import with_contiguous_rows
+
+    teacher = _teacher_columns(settings, student, targets)
+    temperatures = temperatures_of(settings)
+    empty = 0 in student.logits.shape or 0 in teacher.values.shape
+    if empty or teacher.values.shape[-1] > MOST_COLUMNS or len(temperatures) > MOST_TEMPERATURES:
+        return None
+    for temperature in temperatures[1:]:
+        teacher.normalizer(temperature)
+    logits = with_contiguous_rows(student.logits)
+    fast = settings.matching == "fast"  # reads column sums, and no probability of the teacher's
+    statistics = softmax_statistics(logits.detach(), temperatures, student.mask if fast else None)
+    mask, normalizers = teacher.targets.mask, teacher.targets.log_normalizers
+    values = teacher.values if fast else teacher.widened(logits.dtype).values.exp()
+    ids = match_with_statistics(logits.detach(), statistics, values, student.mask, mask, settings.matching)
+    sides = Sides(
+        maxima=statistics.maximum.squeeze(-1),
+        log_sums=statistics.log_sums,
+        temperatures=temperatures,
+        ids=ids,
+        labels=student.labels.contiguous(),
+        student_mask=student.mask.contiguous(),
+        teacher_values=teacher.values if teacher.values.stride(-1) == 1 else teacher.values.contiguous(),
+        teacher_mask=mask.contiguous(),
+        normalizers=None if normalizers is None else normalizers.contiguous(),
+        normalizer_temperatures=teacher.targets.temperatures,
+        sequential_log_temperature=settings.sequential_log_temperature,
+        sinkhorn_temperature=settings.sinkhorn_temperature,
+    )
+    weights = Weights(settings.absolute_difference_weight, settings.sequential_log_weight, settings.sinkhorn_weight)
+    unrolled = settings.plan_gradient == "unrolled"
+    sinkhorn = Sinkhorn(settings.sinkhorn_epsilon, settings.sinkhorn_iterations, settings.sinkhorn_tolerance, unrolled)
+    return multilevel_terms(logits, sides, weights, sinkhorn)
+
+
 def paper_terms(
     settings: MultiLevelOTSettings, student: StudentAnswers, targets: TeacherTargets | None
 ) -> tuple[Float[Tensor, ""], Parts]:
     """Cross-entropy on the labels, and the terms in use; sums over tokens and sequences."""
-    teacher = _teacher_columns(settings, student, targets)
+    teacher = _teacher_columns(settings, student, targets).widened(student.logits.dtype)
     answers = _student_columns(settings, student, teacher)
     pair = _Pair(settings, student, teacher, answers)
     columns = pair.at(1.0)
@@ -52,20 +101,29 @@ def paper_terms(
     if settings.sinkhorn_weight:
         sinkhorn = sinkhorn_of_sequences if settings.sinkhorn_level == "sequence" else sinkhorn_of_tokens
         columns = pair.at(settings.sinkhorn_temperature)
-        transport = sinkhorn(columns, settings.sinkhorn_epsilon, settings.sinkhorn_iterations, settings.plan_gradient)
+        rounds = settings.sinkhorn_epsilon, settings.sinkhorn_iterations, settings.plan_gradient
+        transport = sinkhorn(columns, *rounds, settings.sinkhorn_tolerance)
     return answers.cross_entropy, Parts(difference, logarithm, transport)
 
 
 @dataclass(frozen=True)
 class _TeacherColumns:
-    """The teacher's k columns; log-probabilities at temperature 1 and what turns them into others."""
+    """The teacher's k columns; log-probabilities at temperature 1, as stored, and what turns them into others."""
 
     values: Float[Tensor, "B T k"]
     targets: TeacherTargets
 
+    def widened(self, dtype: torch.dtype) -> _TeacherColumns:
+        """Values in what the student's logits are computed in."""
+        return replace(self, values=self.values.to(compute_dtype(dtype)))
+
     def log_probabilities(self, temperature: float) -> Float[Tensor, "B T k"]:
         if temperature == 1:
             return self.values
+        return self.values / temperature - self.normalizer(temperature).to(self.values.dtype)
+
+    def normalizer(self, temperature: float) -> Float[Tensor, "B T 1"]:
+        """Log-normalizers at a temperature other than 1."""
         normalizers = self.targets.log_normalizers
         if normalizers is None or temperature not in self.targets.temperatures:
             raise UsageError(
@@ -75,7 +133,7 @@ class _TeacherColumns:
                 fix="write the cache again",
             )
         index = self.targets.temperatures.index(temperature)
-        return self.values / temperature - normalizers[..., index : index + 1].to(self.values.dtype)
+        return normalizers[..., index : index + 1]
 
 
 def _teacher_columns(
@@ -95,7 +153,7 @@ def _teacher_columns(
             fix="lower it or write the cache again",
         )
     columns = min(wanted, student.logits.shape[-1])
-    return _TeacherColumns(values[..., :columns].to(compute_dtype(student.logits.dtype)), targets)
+    return _TeacherColumns(values[..., :columns], targets)
 
 
 def _student_columns(settings: MultiLevelOTSettings, student: StudentAnswers, teacher: _TeacherColumns) -> AnswerPass:

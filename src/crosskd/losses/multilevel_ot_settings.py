@@ -42,6 +42,8 @@ class MultiLevelOTSettings:
         sinkhorn_temperature: tau_SD.
         sinkhorn_epsilon: lambda, in units of a probability distance.
         sinkhorn_iterations: N. The published code has 10 written into it: ``authors`` runs 10, and accepts 10 or 20.
+        sinkhorn_tolerance: Largest deviation of a row's mass from 1 at which a sequence pair takes no further round.
+            0, the default, runs all N rounds, as the paper does.
         plan_gradient: ``unrolled``: through all iterations, as in the paper; ``envelope``: the plan is held constant.
         ranking: ``sequence`` (Eq. 10), or ``token``: each token sorted by itself, as in ULD (ablation, Table 3).
         sinkhorn_level: ``sequence``, or ``token``: transport between the columns of each token (ablation, Table 4).
@@ -59,6 +61,7 @@ class MultiLevelOTSettings:
     sinkhorn_temperature: float = 2.0
     sinkhorn_epsilon: float = 0.1
     sinkhorn_iterations: int = 20
+    sinkhorn_tolerance: float = 0.0
     plan_gradient: PlanGradient | str = "unrolled"
     ranking: Level | str = "sequence"
     sinkhorn_level: Level | str = "sequence"
@@ -73,7 +76,7 @@ class MultiLevelOTSettings:
         for name in ("sequential_log_temperature", "sinkhorn_temperature", "sinkhorn_epsilon"):
             if not getattr(self, name) > 0:
                 raise UsageError(name, got=getattr(self, name), expected="a positive number")
-        for name in ("absolute_difference_weight", "sequential_log_weight", "sinkhorn_weight"):
+        for name in ("absolute_difference_weight", "sequential_log_weight", "sinkhorn_weight", "sinkhorn_tolerance"):
             if not getattr(self, name) >= 0:
                 raise UsageError(name, got=getattr(self, name), expected="a number of at least 0")
         for name, least in (("top_k", 0), ("sinkhorn_iterations", 1), ("chunk_size", 1)):
@@ -97,6 +100,7 @@ class MultiLevelOTSettings:
         published = {
             "sequential_log_temperature": (1.0,),
             "sinkhorn_iterations": (AUTHORS_ITERATIONS, 20),
+            "sinkhorn_tolerance": (0.0,),
             "plan_gradient": ("unrolled",),
             "ranking": ("sequence",),
             "sinkhorn_level": ("sequence",),

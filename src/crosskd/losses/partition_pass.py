@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from crosskd.kernels import use_triton
 from crosskd.losses.base import IGNORED_LABEL
+from crosskd.transport.hidden_logits import HiddenLogits
 from crosskd.transport.softmax_statistics import answer_chunks, compute_dtype
 
 
@@ -62,6 +64,10 @@ def partition_pass(
 
     Cost: O(B T V) with one exponential an element each way; memory beside the gradient: chunk_size * V.
     """
+    if isinstance(logits, HiddenLogits):
+        from crosskd.losses.hidden_pass import hidden_partition_pass
+
+        return hidden_partition_pass(logits, ids, keep, labels, chunk_size)
     labelled = labels != IGNORED_LABEL
     label_ids = labels.masked_fill(~labelled, 0).unsqueeze(-1)
     log_probabilities, log_rest, label_log_probabilities = cast(
@@ -75,6 +81,11 @@ def partition_pass(
 def _rest_statistics(logits: Tensor, ids: Tensor, chunk_size: int | None) -> tuple[Tensor, Tensor]:
     """Largest logit outside of ``ids`` and the log-sum of exponentials relative to it, both (B, T, 1)."""
     dtype = compute_dtype(logits.dtype)
+    if use_triton(logits):
+        from crosskd.kernels.partition import rest_statistics
+
+        maxima, log_sums = rest_statistics(logits, ids, dtype)
+        return maxima.unsqueeze(-1), log_sums.unsqueeze(-1)
     maximum = logits.new_zeros((*logits.shape[:2], 1), dtype=dtype)
     log_sum = torch.zeros_like(maximum)
     for chunk in answer_chunks(logits, chunk_size):
@@ -119,6 +130,22 @@ class _PartitionPass(torch.autograd.Function):
         # With s the softmax and r that of the rest alone: d log s_v / dz = onehot_v - s and d log_rest / dz = r - s.
         at_kept = kept_gradient - total * log_probabilities.exp().masked_fill_(~keep, 0)
         of_rest = rest_gradient - total * log_rest.exp()
+        if use_triton(logits):
+            from crosskd.kernels.answer_gradient import answer_gradient
+
+            result = answer_gradient(
+                logits,
+                rest_maximum.squeeze(-1),
+                rest_log_sum,
+                (1.0,),
+                labels=label_ids.squeeze(-1).contiguous(),
+                loss_gradient=label_gradient.squeeze(-1).contiguous(),
+                log_sum_gradient=of_rest.contiguous(),
+                partition=True,
+                ids=ids,
+                id_gradient=at_kept.contiguous(),
+            )
+            return result, None, None, None, None
         result = torch.empty_like(logits, memory_format=torch.contiguous_format)
         for chunk in answer_chunks(logits, ctx.chunk_size):
             buffer = torch.sub(logits[chunk], rest_maximum[chunk]).sub_(rest_log_sum[chunk]).exp_()

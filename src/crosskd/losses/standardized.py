@@ -41,7 +41,7 @@ def standardized_targets(
         vocabulary_size=logits.shape[-1],
         column_ids=ids.to(torch.int32).expand(batch, -1).contiguous(),
         column_log_probabilities=values,
-        ranked_with=torch.full((batch,), batch, dtype=torch.int32, device=logits.device),
+        ranked_with=batch,
     )
 
 

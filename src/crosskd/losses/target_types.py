@@ -15,8 +15,9 @@ from crosskd.errors import UsageError
 
 # Fields without a token axis, and those that are numbers. Numbers never become tensors: what moves a batch to its
 # device may cast tensors (DeepSpeed: to bfloat16) or lack float64 (MPS), and reading one back is a sync a step.
-PER_SEQUENCE = ("column_ids", "ranked_with")
-NUMBERS = ("temperatures", "vocabulary_size")
+PER_SEQUENCE = ("column_ids",)
+NUMBERS = ("temperatures", "vocabulary_size", "ranked_with")
+_ALWAYS = ("mask", "temperatures", "vocabulary_size")
 
 
 def _most(first: int | None, second: int | None) -> int | None:
@@ -89,7 +90,7 @@ class TeacherTargets:
         entry_tail: (B, T), the probability outside of the m entries; 0 where m = V.
         answer_ids: (B, T) int64, the answer's own tokens.
         answer_log_probabilities: (B, T), their log-probabilities at temperature 1.
-        ranked_with: (B,) int32, only in standardized targets: how many sequences shared the ranking.
+        ranked_with: How many sequences shared the ranking, only in standardized targets; else None.
     """
 
     mask: Bool[Tensor, "B T"]
@@ -103,7 +104,7 @@ class TeacherTargets:
     entry_tail: Float[Tensor, "B T"] | None = None
     answer_ids: Int[Tensor, "B T"] | None = None
     answer_log_probabilities: Float[Tensor, "B T"] | None = None
-    ranked_with: Int[Tensor, " B"] | None = None
+    ranked_with: int | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by field name."""
@@ -122,7 +123,7 @@ class TeacherTargets:
             UsageError: A name that targets do not have, or one of those missing that all have.
         """
         known = {field.name for field in fields(cls)}
-        needed = {"mask", *NUMBERS}
+        needed = set(_ALWAYS)
         if not needed <= values.keys() <= known:
             raise UsageError(
                 "teacher targets",
@@ -138,11 +139,13 @@ class TeacherTargets:
         """One batch of several targets (or of their dictionaries, see ``from_dict``), padded to the longest answer.
 
         Raises:
-            UsageError: No example, or examples that hold different things (made for different requests or teachers).
+            UsageError: No example, examples that hold different things (made for different requests or teachers), or
+                standardized ones that were not ranked together.
         """
         parts = [part if isinstance(part, TeacherTargets) else cls.from_dict(part) for part in examples]
         if not parts:
             raise UsageError("teacher targets", got="no example", expected="at least one")
+        _check_ranked_together(parts)
         contents = {(part.temperatures, part.vocabulary_size, *part.tensors()) for part in parts}
         if len(contents) > 1:
             raise UsageError(
@@ -190,6 +193,22 @@ class TeacherTargets:
     def pin_memory(self) -> TeacherTargets:
         """Put the tensors into page-locked memory, from which they are copied faster; data loaders call it."""
         return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
+
+
+def _check_ranked_together(parts: Sequence[TeacherTargets]) -> None:
+    """Refuse standardized targets of different batches: they are looked at here, so that no step has to."""
+    ranked = [part for part in parts if part.ranked_with is not None]
+    if not ranked:
+        return
+    ids = torch.cat([part.column_ids for part in ranked if part.column_ids is not None])
+    sizes = sorted({part.ranked_with for part in parts}, key=str)
+    if len(sizes) > 1 or bool((ids != ids[:1]).any()):
+        raise UsageError(
+            "teacher targets",
+            got=f"examples ranked in batches of {' and '.join(map(str, sizes))}, which differ",
+            expected="examples of one batch: formulation='authors' ranks over the batch",
+            fix="distil with a live teacher, or use formulation='paper'",
+        )
 
 
 def _pad_tokens(value: Tensor, tokens: int) -> Tensor:

@@ -59,7 +59,8 @@ def targets_from_logits(
     if others:
         log_sums = statistics.log_sums
         # log_probability / tau - log_normalizer must equal (z - maximum) / tau - log_sum at tau.
-        values["log_normalizers"] = log_sums[..., 1:] - log_sums[..., :1] / log_sums.new_tensor(others)
+        at_one = [log_sums[..., :1] / temperature for temperature in others]
+        values["log_normalizers"] = log_sums[..., 1:] - torch.cat(at_one, dim=-1)
     if request.top_entries is not None:
         values |= _largest_entries(teacher_logits, statistics, request, chunk_size)
     if request.answer_tokens:

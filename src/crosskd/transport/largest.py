@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosskd.kernels import use_triton
+from crosskd.transport.hidden_logits import HiddenLogits
 from crosskd.transport.softmax_statistics import answer_chunks
 
 _GROUP = 16  # vocabulary entries of which only the largest is looked at first
@@ -23,9 +25,18 @@ def largest_ids(logits: Float[Tensor, "B T V"], count: int, chunk_size: int | No
         chunk_size: Tokens of the batch that are sorted at once; None chooses.
 
     Returns:
-        (B, T, min(count, V)) int64.
+        (B, T, min(count, V)) int64. Which of equal logits come first is left open.
     """
+    if isinstance(logits, HiddenLogits):
+        from crosskd.transport.hidden_statistics import hidden_largest_ids
+
+        return hidden_largest_ids(logits, count, chunk_size)
     count = min(count, logits.shape[-1])
+    if use_triton(logits):
+        from crosskd.kernels.selection import can_select, select_largest
+
+        if can_select(logits, count):
+            return select_largest(logits, count)
     result = torch.empty((*logits.shape[:2], count), dtype=torch.int64, device=logits.device)
     for chunk in answer_chunks(logits, chunk_size):
         part = logits[chunk]

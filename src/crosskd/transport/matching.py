@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosskd.errors import UsageError, did_you_mean
+from crosskd.kernels import use_triton
+from crosskd.transport.hidden_logits import HiddenLogits
 from crosskd.transport.ranking import largest_columns
 from crosskd.transport.softmax_statistics import SoftmaxStatistics, softmax_statistics
 
@@ -65,7 +67,8 @@ def match_columns(
 
     Cost: ``fast`` one pass over (B, T_s, V_s). The others compute the cost of those student columns alone that can be
     among the k nearest of some teacher column: a teacher column needs no other in any best choice. Flat distributions
-    rule nothing out, and then O(B k T V_s).
+    rule nothing out, and then O(B k T V_s). Triton kernels compute all costs, O(B k T V_s) whatever the distributions,
+    for up to 256 columns (``exact``: 128) and all sequences at once; ``exact`` waits once, for scipy's assignments.
     """
     statistics = softmax_statistics(student_logits, (1.0,), student_mask)
     return match_with_statistics(student_logits, statistics, teacher_values, student_mask, teacher_mask, method)
@@ -80,20 +83,37 @@ def match_with_statistics(
     teacher_mask: Tensor,
     method: str,
 ) -> Int[Tensor, "B k_s"]:
-    """``match_columns`` where the student's statistics are known: temperature 1 first, columns summed over its mask."""
+    """``match_columns`` where the student's statistics are known: temperature 1 first, columns summed over its mask.
+
+    ``fast`` needs those sums; the others can do without.
+    """
     if method not in MATCHINGS:
         fix = did_you_mean(method, MATCHINGS)
         raise UsageError("matching", got=method, expected="one of " + ", ".join(MATCHINGS), fix=fix)
-    assert statistics.column_sums is not None  # callers give the mask
     k = min(teacher_values.shape[-1], student_logits.shape[-1])
     if method == "fast":
+        assert statistics.column_sums is not None  # callers give the mask
         return largest_columns(statistics.column_sums, k)
+    batch = student_logits.shape[0]
+    if 0 in (batch, k):
+        return torch.zeros((batch, k), dtype=torch.int64, device=student_logits.device)
+    if isinstance(student_logits, HiddenLogits):
+        from crosskd.transport.hidden_statistics import hidden_matching
+
+        return hidden_matching(student_logits, statistics, teacher_values, student_mask, teacher_mask, method)
     tokens = min(student_mask.shape[1], teacher_mask.shape[1])
     compared = student_mask[:, :tokens] & teacher_mask[:, :tokens]
+    if use_triton(student_logits):
+        from crosskd.kernels import matching as kernels
+
+        if kernels.can_match(k, method):
+            numbers = statistics.maximum, statistics.log_sums
+            columns = kernels.columns_of(student_logits, *numbers, teacher_values, compared)
+            return kernels.match(columns, method, _TIE_WEIGHT)
     masses = statistics.column_sums
-    if not torch.equal(compared.sum(1), student_mask.sum(1)):
+    if masses is None or not torch.equal(compared.sum(1), student_mask.sum(1)):
         masses = softmax_statistics(student_logits[:, :tokens], (1.0,), compared).column_sums
-        assert masses is not None
+        assert masses is not None  # a mask was given
     teacher = (teacher_values[:, :tokens, :k].to(masses.dtype) * compared.unsqueeze(-1)).transpose(1, 2).contiguous()
     student = _StudentColumns(student_logits, statistics, compared)
     near = torch.stack([_nearest_columns(student, index, rows, masses[index]) for index, rows in enumerate(teacher)])

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crosskd.kernels import use_triton
 from crosskd.transport.softmax_statistics import softmax_statistics
 
 
@@ -41,6 +42,10 @@ def largest_columns(column_sums: Float[Tensor, "B V"], k: int) -> Int[Tensor, "B
     """Ids of the ``k`` largest of the nonnegative sums, (B, min(k, V)), largest first; ties go to the smaller id."""
     vocabulary = column_sums.shape[-1]
     k = min(k, vocabulary)
+    if use_triton(column_sums):
+        from crosskd.kernels.selection import select_largest
+
+        return select_largest(column_sums, k)
     if column_sums.dtype != torch.float32 or k * 8 > vocabulary:
         return column_sums.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     # The bits of a nonnegative float32 order like the number itself, so (bits, -id) in one int64 gives topk, which

@@ -27,6 +27,7 @@ def sinkhorn_plan(
     iterations: int = 20,
     row_mask: Bool[Tensor, "B M"] | None = None,
     column_mask: Bool[Tensor, "B N"] | None = None,
+    tolerance: float = 0.0,
 ) -> Float[Tensor, "B M N"]:
     """Transport plan ``K_N`` of ``K_0 = exp(-cost / epsilon)`` after N rounds of row and column normalization.
 
@@ -43,13 +44,14 @@ def sinkhorn_plan(
         iterations: Rounds, at least 1.
         row_mask: (B, M), rows that exist; None for all.
         column_mask: (B, N), columns that exist; None for all. M and N above count what exists.
+        tolerance: A problem whose row masses are all within this of 1 after a round takes no further one; 0 runs all.
 
     Returns:
         The plan, (B, M, N), float32 (float64 for float64 costs); zero in masked rows and columns, and everywhere in
         a problem without rows or without columns. Gradients flow to ``cost`` through all iterations.
 
     Raises:
-        UsageError: ``epsilon`` or ``iterations`` out of range.
+        UsageError: ``epsilon``, ``iterations`` or ``tolerance`` out of range.
 
     Cost: O(B M N) operations a round each way; memory O(B M N) times
         the number of rounds for small plans, times its root for large ones.
@@ -58,6 +60,8 @@ def sinkhorn_plan(
         raise UsageError("sinkhorn_epsilon", got=epsilon, expected="a positive number")
     if iterations < 1:
         raise UsageError("sinkhorn_iterations", got=iterations, expected="an integer of at least 1")
+    if not tolerance >= 0:
+        raise UsageError("sinkhorn_tolerance", got=tolerance, expected="a number of at least 0")
     kernel = cost.to(compute_dtype(cost.dtype)) / -epsilon
     log_mass: float | Tensor = math.log(max(1, cost.shape[1]) / max(1, cost.shape[2]))
     penalty: Tensor | None = None
@@ -69,8 +73,33 @@ def sinkhorn_plan(
         log_mass = (counts[0] / counts[1]).log()[:, None, None]
         penalty = torch.zeros_like(kernel).masked_fill_(absent, _ABSENT)
         kernel = kernel.masked_fill(absent, _ABSENT)
-    log_plan = cast(Tensor, _LogPlan.apply(kernel, penalty, iterations))  # pyright: ignore[reportUnknownMemberType]
+    if tolerance > 0:
+        log_plan = _until_met(kernel, penalty, iterations, log_mass, row_mask, tolerance)
+    else:
+        log_plan = cast(Tensor, _LogPlan.apply(kernel, penalty, iterations))  # pyright: ignore[reportUnknownMemberType]
     return (log_plan + log_mass).exp()
+
+
+def _until_met(
+    kernel: Tensor,
+    penalty: Tensor | None,
+    iterations: int,
+    log_mass: float | Tensor,
+    row_mask: Tensor | None,
+    tolerance: float,
+) -> Float[Tensor, "B M N"]:
+    """Log plan with columns of mass 1; a problem keeps what it has once its rows are within the tolerance."""
+    absent: float | Tensor = 0.0 if penalty is None else penalty
+    values, goes_on = kernel, kernel.new_ones((len(kernel), 1, 1), dtype=torch.bool)
+    for _ in range(iterations):
+        further = ((values.log_softmax(2) + absent).log_softmax(1)) + absent
+        values = torch.where(goes_on, further, values)
+        missing = ((values.detach() + log_mass).exp().sum(2) - 1).abs()
+        missing = missing if row_mask is None else missing.masked_fill(~row_mask, 0)
+        goes_on = goes_on & (missing.amax(1) > tolerance)[:, None, None] if missing.numel() else goes_on
+        if kernel.device.type == "cpu" and not goes_on.any():  # elsewhere looking would wait for the device
+            break
+    return values
 
 
 def _round(values: Tensor, penalty: Tensor | None) -> tuple[Tensor, Tensor]:

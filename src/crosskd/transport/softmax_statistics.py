@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crosskd.kernels import MOST_TEMPERATURES, use_triton
+from crosskd.transport.hidden_logits import HiddenLogits
+
 # Elements of a chunk's buffer. A CPU wants it to stay in its caches; a GPU wants few, large kernels.
 _CPU_CHUNK_ELEMENTS = 2**19
 _GPU_CHUNK_ELEMENTS = 2**26
@@ -148,8 +151,15 @@ def softmax_statistics(
     Returns:
         The statistics, in float32, or in float64 for float64 logits. No gradient flows through them.
 
-    Cost: O(B T V) operations, one exponential an element for temperatures that halve; memory 2 chunk_size V.
+    Cost: O(B T V) operations, one exponential an element for temperatures that halve; memory 2 chunk_size V. Triton
+    kernels read the logits once, and a second time for column sums; they keep nothing and need no chunks.
     """
+    if isinstance(logits, HiddenLogits):
+        from crosskd.transport.hidden_statistics import hidden_statistics
+
+        return hidden_statistics(logits, temperatures, mask, chunk_size)
+    if use_triton(logits) and len(temperatures) <= MOST_TEMPERATURES:
+        return _by_kernels(logits, temperatures, mask)
     order = descending(temperatures)
     batch, tokens, vocabulary = logits.shape
     dtype = compute_dtype(logits.dtype)
@@ -171,3 +181,12 @@ def softmax_statistics(
     # The largest logit's exponential is 1, so its probability is one over the sum.
     log_sums = largest.log_().neg_()
     return SoftmaxStatistics(maximum, log_sums, None if columns is None else columns.squeeze(1), kept)
+
+
+def _by_kernels(logits: Tensor, temperatures: tuple[float, ...], mask: Tensor | None) -> SoftmaxStatistics:
+    from crosskd.kernels.statistics import column_sums, row_statistics, with_contiguous_rows
+
+    logits = with_contiguous_rows(logits)
+    maxima, log_sums, _ = row_statistics(logits, temperatures, compute_dtype(logits.dtype))
+    sums = None if mask is None else column_sums(logits, maxima, log_sums, mask, temperatures[0])
+    return SoftmaxStatistics(maxima.unsqueeze(-1), log_sums, sums)
