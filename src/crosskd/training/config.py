@@ -101,6 +101,9 @@ class DistillationConfig(TrainingArguments):
     merge_adapter: bool = _setting(False, "LoRA: save the whole student with the matrices merged, not the adapter")
     freeze_layers: int = _setting(0, "hold the first so many transformer blocks of the student constant")
     gradient_checkpointing: bool | None = _setting(False, "compute activations again in the backward pass: less memory")
+    fused_output_layer: bool = _setting(
+        False, "compute losses from hidden states, a few hundred tokens at a time: logits are never in memory together"
+    )
     on_nonfinite: Literal["stop", "skip"] = _setting(
         "stop", "a step whose loss or gradients are NaN or infinite: stop the run, or drop the step (10 in a row stop)"
     )
@@ -120,6 +123,7 @@ class DistillationConfig(TrainingArguments):
         check_distillation_ranges(self)
         refuse_what_cannot_work(self)
         _refuse_split_sequences(self)
+        _refuse_fused_with_whole_logits(self)
         if _is_text_metric(self.metric_for_best_model):
             self.predict_with_generate = True
         if self.method_settings is not None:
@@ -206,3 +210,17 @@ def _refuse_split_sequences(config: DistillationConfig) -> None:
             "parallelism_config", got="context or sequence parallelism",
             expected="none of them: a sequence and its labels must be on one device",
         )  # fmt: skip
+
+
+def _refuse_fused_with_whole_logits(config: DistillationConfig) -> None:
+    """Refuse ``fused_output_layer`` beside what looks at all logits, or traces the forward that it changes."""
+    if not config.fused_output_layer:
+        return
+    fix = "leave --fused_output_layer off"
+    if config.method == "multilevel_ot" and config.formulation == "authors":
+        raise UsageError(
+            "--fused_output_layer", got="formulation 'authors', which divides all logits of a token by their deviation",
+            expected="formulation 'paper'", fix=fix,
+        )  # fmt: skip
+    if config.torch_compile:
+        raise UsageError("--fused_output_layer", got="torch_compile", expected="a student that runs as it is", fix=fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from crosskd.losses.targets import TeacherTargets, targets_from_logits
 from crosskd.models.adapters import merged_copy
 from crosskd.models.answer_logits import answer_logits
 from crosskd.models.card import CardFacts, write_card
+from crosskd.models.output_layer import FusedOutputLayer
 from crosskd.teacher.cache import TargetCache
 from crosskd.training.aligner import for_tokenizers
 from crosskd.training.config import DistillationConfig
 from crosskd.training.examples import is_tokenized
+from crosskd.training.half_precision import frozen_teacher, keep_logits_half
 from crosskd.training.inputs import Examples, as_dataset, collator, evaluation_set, evaluation_sets, tokenized
 from crosskd.training.nonfinite import NonFiniteGuard
 from crosskd.training.participants import ModelSource, check_cache, gather_participants
@@ -98,8 +101,9 @@ class DistillationTrainer(ResumableTrainer):
         if isinstance(self.method, MinED):
             tokenizer = self.participants.student.tokenizer
             self.method, aligner = for_tokenizers(self.method, tokenizer, self.participants.teacher_vocabulary())
+        trained = trained_model(self.participants.student.model, args)
         super().__init__(
-            model=trained_model(self.participants.student.model, args),
+            model=trained,
             args=args,
             train_dataset=tokenized(self._train_examples, args, self.participants, training=True),
             eval_dataset=evaluation_sets(eval_dataset, args, self.participants),
@@ -111,22 +115,25 @@ class DistillationTrainer(ResumableTrainer):
         # compute_loss divides by the answer tokens of the whole accumulated, global batch
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
+        self._fused = FusedOutputLayer(trained) if args.fused_output_layer else None
         self.guard = NonFiniteGuard(self.accelerator, self._begin_step, self._drop_step)
         self._token_mean = TokenMean()
         for callback in (MetricsFile(), self.guard):
             self.add_callback(callback)
-        self.teacher_model = self._frozen_teacher()
+        live = self.participants.teacher
+        self.teacher_model = None if live is None else frozen_teacher(live.model, self.accelerator)
 
     @property
     def _text_examples(self) -> Dataset | None:
         """Training examples as text, for their hash; None where they came as tokens."""
         return None if is_tokenized(self._train_examples) else self._train_examples
 
-    def _frozen_teacher(self) -> nn.Module | None:
-        if self.participants.teacher is None:
-            return None
-        frozen = self.participants.teacher.model.requires_grad_(False).eval()
-        return self.accelerator.prepare_model(frozen, evaluation_mode=True)
+    def create_accelerator_and_postprocess(self) -> None:
+        """See `transformers.Trainer`; logits stay half, and a batch is copied while a GPU computes."""
+        super().create_accelerator_and_postprocess()
+        keep_logits_half(self.accelerator)
+        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+            self.accelerator.dataloader_config.non_blocking = True
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
         """Write ``resolved_config.yaml`` and ``provenance.json``, then train; see `ResumableTrainer.train`.
@@ -152,21 +159,34 @@ class DistillationTrainer(ResumableTrainer):
     ) -> Any:
         """Eq. 21 over the answer tokens of the global batch; see the class."""
         labels = inputs["labels"]
-        logits = answer_logits(model, inputs, labels.shape[1])
         targets = self._targets(inputs)
-        student = StudentAnswers(logits, labels, inputs["distilled"], inputs.get("alignment"))
-        with torch.autocast(logits.device.type, enabled=False):  # the losses choose their precision themselves
-            terms = self.method.terms(student, targets)
         tokens = count_answer_tokens([inputs]) if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # DataParallel repeats the count once a device
         tokens = tokens.to(labels.device).reshape(-1)[0].clamp_min(1)
+        compute = partial(self._loss_and_terms, inputs=inputs, targets=targets, tokens=tokens)
+        if self._fused is not None:
+            loss, terms = self._fused.loss(model, inputs, labels.shape[1], compute)
+            outputs = {"loss": loss}
+        else:
+            logits = answer_logits(model, inputs, labels.shape[1])
+            loss, terms = compute(logits)
+            outputs = {"loss": loss, "logits": logits}
         if model.training:
             self.terms.add(terms, tokens, self.state.global_step)
             self.guard.note(terms, inputs.get("ids", ()))
-        total = terms["cross_entropy"] + self.args.distillation_weight * terms["distillation"]
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_and_terms(
+        self, logits: Tensor, inputs: Mapping[str, Any], targets: TeacherTargets | None, tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        student = StudentAnswers(logits, inputs["labels"], inputs["distilled"], inputs.get("alignment"))
+        with torch.autocast(logits.device.type, enabled=False):  # the losses choose their precision themselves
+            terms = self.method.terms(student, targets)
+        total = terms["cross_entropy"]
+        if self.method.needs_teacher:
+            total = total + self.args.distillation_weight * terms["distillation"]
         # gradients are averaged over processes; the sum that Eq. 21 wants is that many times larger
-        loss = total / tokens * self.accelerator.num_processes
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+        return total / tokens * self.accelerator.num_processes, terms
 
     def _begin_step(self) -> None:
         self._loss_before_step = self._tr_loss.clone()
@@ -183,7 +203,7 @@ class DistillationTrainer(ResumableTrainer):
         if request is None:
             return None
         if "targets" in inputs:
-            return inputs["targets"].to(inputs["labels"].device)
+            return inputs["targets"].to(inputs["labels"].device, non_blocking=True)
         assert self.teacher_model is not None
         labels = inputs["teacher"]["labels"]
         with torch.no_grad():
