@@ -2,7 +2,9 @@
 
     python benchmarks/losses.py            # everything, about three minutes on two cores
     python benchmarks/losses.py --quick    # few repetitions, small scaling series
+    python benchmarks/losses.py --cpu      # the CPU, although there is a GPU
 
+Where there is a GPU, `gpu_losses.py` measures on it instead, with its own arguments, and keeps a file of its own.
 Writes benchmarks/results/losses.csv (ratios), losses_scaling.csv (series) and losses_scaling.png (their plots); each
 row of the tables names the machine and the versions. The full run renews the tables of docs/performance.md.
 
@@ -316,8 +318,14 @@ def _shown(cell: object) -> str:
 
 
 def main() -> None:
+    if torch.cuda.is_available() and not {"--cpu", "--memory-of"} & set(sys.argv):
+        from gpu_losses import main as on_gpu
+
+        on_gpu()
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repetitions; its results are for a look, not to keep")
+    parser.add_argument("--cpu", action="store_true", help="measure the CPU although there is a GPU")
     parser.add_argument("--memory-of", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:

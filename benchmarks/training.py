@@ -6,7 +6,8 @@
 
 Gemma 3 270M teaches SmolLM2-135M on questions of QED, four at a time: the models of `make demo`. Steps alternate, so
 that a slow moment of the machine meets all of them. `value` is a median, `fastest` the best turn. The full run writes
-benchmarks/results/training.csv and renews its table in docs/performance.md.
+benchmarks/results/training.csv and renews its table in docs/performance.md. Where there is a GPU, it is measured there,
+peak memory is that of the GPU's allocator, and training_<GPU>.csv is written; `gpu_page.py` puts it into the page.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
+from gpu_measures import MIB, default_device, device_name, file_name, seconds_of
 from losses import machine, write
 from training_capture import Capture, disk_rows
 from training_page import Row, document, shown
@@ -67,9 +70,7 @@ def alternate(steps: dict[str, Callable[[], None]], turns: dict[str, int]) -> di
     for turn in range(max(turns.values())):
         due = [name for name in steps if turn < turns[name]]
         for name in due if turn % 2 else reversed(due):
-            started = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(seconds_of(steps[name], default_device()))
     return {name: sorted(values) for name, values in seconds.items()}
 
 
@@ -125,14 +126,16 @@ def memory_of(method: str, data: str, examples: int, cache: str) -> float:
             method, student, load_data(data, examples), Path(scratch), cache=targets, max_steps=MEMORY_STEPS
         )
         trainer.train()
+    if default_device() == "cuda":
+        return torch.cuda.max_memory_allocated() / MIB
     # not getrusage: its peak is inherited from the process that started this one
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def memory_rows(data: str, examples: int, cache: Path) -> list[Row]:
-    """Peak memory of training with the cache against SFT; Linux only, since it reads /proc."""
-    if platform.system() != "Linux":
+    """Peak memory of training with the cache against SFT: of the GPU's allocator, or (Linux only) of the process."""
+    if default_device() == "cpu" and platform.system() != "Linux":
         return []
     plain, ours = (peak_memory(method, data, examples, cache) for method in ("sft", "multilevel_ot"))
     return [
@@ -171,6 +174,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[list[Row], di
     examples = load_data(arguments.data, 16 if quick else MOST_EXAMPLES)
     paths = find_demo_models()
     teacher = load_model(paths[0])
+    teacher.model.to(default_device())  # pyright: ignore[reportArgumentType]
     say(f"capturing the targets of {len(examples)} examples")
     capture = Capture(teacher, examples, turns=1 if quick else 3, dense_examples=BATCH if quick else 2 * BATCH)
     cache = scratch / "targets"
@@ -182,6 +186,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[list[Row], di
     seconds = time_steps(steps, turns=4 if quick else 15, slow_turns=1 if quick else SLOW_TURNS)
     seconds |= {CAPTURE: capture.seconds, DENSE_FORWARD: capture.dense_seconds}
     common = {
+        **({"device": device_name("cuda"), "cuda": str(torch.version.cuda)} if default_device() == "cuda" else {}),
         **machine(),
         "transformers": transformers.__version__,
         "numbers": "bfloat16 autocast in training" if fast_bfloat16() else "float32",
@@ -212,8 +217,10 @@ def main() -> None:
         best = shown(row["fastest"]) if "fastest" in row else ""
         print(f"{row['what']:<75} {shown(row['value']):>10} {best:>10} {row['unit']}{reach}")
     suffix = "_quick" if arguments.quick else ""
-    write(rows, f"training{suffix}.csv", ("what", "value", "fastest", "unit", "reach"), common)
-    if not arguments.quick:
+    on_cpu = default_device() == "cpu"
+    name = f"training{suffix}.csv" if on_cpu else file_name("training", "cuda", suffix)
+    write(rows, name, ("what", "value", "fastest", "unit", "reach"), common)
+    if on_cpu and not arguments.quick:
         document(rows, common)
     say(f"{(time.monotonic() - started) / 60:.1f} minutes")
 

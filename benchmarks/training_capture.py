@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from gpu_measures import default_device, synchronize
 from training_steps import BATCH, SHOTS, TASK, all_logits, padded
 
 from crosskd.losses import TeacherTargets, create_method
@@ -23,7 +24,7 @@ class Capture:
     Args:
         loaded: The teacher.
         examples: The data.
-        turns: Parts that the data are captured in. Each computes the shared prefix anew, and checks it.
+        turns: Parts that the data are captured in. Each computes the shared prefix again, and checks it.
         dense_examples: Prompts of each part that go through the dense forward, which takes seconds each.
     """
 
@@ -45,6 +46,7 @@ class Capture:
         started = time.perf_counter()
         part = self.examples.select(rows)
         self.targets += self.run.targets(part, self.request, dtype=torch.float16, batch_size=BATCH)
+        synchronize(default_device())
         return (time.perf_counter() - started) / len(rows)
 
     @torch.no_grad()
@@ -54,6 +56,7 @@ class Capture:
         started = time.perf_counter()
         for start in range(0, len(tokenized), BATCH):
             all_logits(self.run.loaded.model, padded(tokenized[start : start + BATCH]))
+        synchronize(default_device())
         return (time.perf_counter() - started) / len(rows)
 
     def save(self, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from dense_reference import dense_loss
+from gpu_measures import default_device
 from torch import Tensor, nn
 
 from crosskd.losses import TeacherTargets
@@ -37,7 +38,7 @@ def make_trainer(
     cache: Path | None = None,
     **settings: Any,
 ) -> DistillationTrainer:
-    """A trainer as `crosskd distill` makes it for the demo, on the CPU; ``settings`` go into its configuration."""
+    """A trainer as `crosskd distill` makes it for the demo; ``settings`` go into its configuration."""
     config = DistillationConfig(
         output_dir=str(scratch / f"{method}-{'cache' if cache else 'live'}"),
         method=method,
@@ -46,7 +47,7 @@ def make_trainer(
         student_prompt_style="plain",
         distillation_weight=WEIGHT,
         per_device_train_batch_size=BATCH,
-        use_cpu=True,
+        use_cpu=default_device() == "cpu",
         bf16=fast_bfloat16(),
         report_to="none",
         save_strategy="no",
@@ -71,7 +72,9 @@ def padded(rows: Sequence[TokenizedExample]) -> dict[str, Tensor]:
 
 
 def all_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Logits of every position (B, L, V)."""
+    """Logits of every position (B, L, V), where the model is."""
+    device = next(model.parameters()).device
+    batch = {name: values.to(device) for name, values in batch.items()}
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
 
 
@@ -89,6 +92,7 @@ class Steps:
     def __init__(
         self, examples: Dataset, cache: Path, teacher: LoadedModel, paths: tuple[Path, Path], scratch: Path
     ) -> None:
+        self.device = default_device()
         student = load_model(paths[1], dtype="float32")
         self.trainers = {
             "SFT": make_trainer("sft", student, examples, scratch),
@@ -129,19 +133,21 @@ class Steps:
         data = trainer.train_dataset
         assert isinstance(data, Dataset)
         batch = trainer.data_collator([data[i] for i in self.indices])
-        trainer.training_step(self.model, batch, (batch["labels"] != -100).sum())
+        answer_tokens = (batch["labels"] != -100).sum().to(self.device)
+        trainer.training_step(self.model, batch, answer_tokens)
         self._update()
 
     def dense(self, shots: int) -> None:
         """The dense way: all logits of both models, the loss over whole sequences; same student, same update."""
         batch = self.dense_batches[shots]
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16()):
+        with torch.autocast(self.device, torch.bfloat16, enabled=fast_bfloat16()):
             with torch.no_grad():
                 teacher = all_logits(self.teacher.model, batch)
             # one number format on both sides: bfloat16 costs the dense way half the memory of float32
             student = all_logits(self.model, self.student_batch).to(teacher.dtype)
-            loss = dense_loss(student, teacher, self.student_batch["labels"], batch["labels"], weight=WEIGHT)
+            labels = [each["labels"].to(self.device) for each in (self.student_batch, batch)]
+            loss = dense_loss(student, teacher, *labels, weight=WEIGHT)
         loss.backward()
         self._update()
 
