@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -286,11 +287,15 @@ def _to_host(*tensors: Tensor) -> list[Any]:
 
 def _assignments(candidates: Any, costs: Any) -> list[Any]:
     """The assignment of each sequence, as many at a time as there are processors."""
-    threads = min(len(candidates), os.cpu_count() or 1)
-    if threads == 1:
-        return list(map(_assignment, candidates, costs))
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(_assignment, candidates, costs))
+    if len(candidates) == 1:
+        return [_assignment(candidates[0], costs[0])]
+    return list(_threads().map(_assignment, candidates, costs))
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    """Kept from step to step: to start threads takes longer than an assignment."""
+    return ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="crosskd-assignment")
 
 
 def _assignment(ids: Any, costs: Any) -> Any:

@@ -68,9 +68,7 @@ def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **const
             fn=kernel, signature=signature, constexprs={(kernel.arg_names.index(n),): v for n, v in values.items()}
         )
         compiled = triton.compile(source, target=TARGET, options=options)
-        say(
-            kernel.__name__, compiled.metadata.num_warps, "warps,", compiled.metadata.shared, "bytes shared", flush=True
-        )
+        say(kernel.__name__, compiled.metadata.num_warps, "warps,", compiled.metadata.shared, "bytes shared")
     except Exception as error:
         failures.append(kernel.__name__)
         say(kernel.__name__, constants, type(error).__name__, str(error)[-700:])
