@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 KERNELS = Path(__file__).parents[3] / "src" / "crosskd" / "kernels"
 CALLED_BY_KERNELS = {
     *("softmax_mixture", "write_mixture", "_teacher_at", "_upstream", "_negative_log_sum", "_log_of_sum"),
@@ -15,6 +17,7 @@ CALLED_BY_KERNELS = {
 }
 
 
+@pytest.mark.faults  # twenty seconds
 def test_every_kernel_compiles(tmp_path: Path) -> None:
     """The program compiles what a step of each method starts."""
     program = Path(__file__).with_name("compile_kernels.py")
