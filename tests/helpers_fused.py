@@ -1,10 +1,8 @@
-"""The fused output layer in two processes: what ``torchrun`` starts for tests/distributed/test_fused_processes.py."""
+"""The fused output layer under FSDP, in the two processes of tests/distributed/test_processes.py."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +15,11 @@ from crosskd.models.answer_logits import answer_logits
 from crosskd.models.output_layer import FusedOutputLayer
 from helpers_models import tiny_model
 
-STEP: dict[str, Any] = {"per_device_train_batch_size": 2, "method": "multilevel_ot", "top_k": 10}
-SHARDED = {f"{layer}-{dtype}": (layer, dtype) for layer in ("apart", "with the rest") for dtype in ("kept", "half")}
+SHARDED = {
+    f"sharded-{layer}-{dtype}": {"kind": "sharded", "layer": layer, "dtype": dtype}
+    for layer in ("apart", "with the rest")
+    for dtype in ("kept", "half")
+}
 _ROWS, _ANSWER = 4, 5
 
 
@@ -56,8 +57,8 @@ def whole_numbers() -> tuple[Tensor, dict[str, Tensor]]:
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def sharded_numbers(layer: str, dtype: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same from two processes with two sequences each, whose weights FSDP keeps in halves.
+def sharded_numbers(layer: str, dtype: str) -> dict[str, Any]:
+    """``loss`` and ``gradients`` of the same from two processes with two sequences each and FSDP's halves of weights.
 
     Args:
         layer: Whether the output layer's weight is gathered ``"apart"`` or ``"with the rest"``.
@@ -80,21 +81,5 @@ def sharded_numbers(layer: str, dtype: str) -> tuple[Tensor, dict[str, Tensor]]:
     loss.backward()
     total = loss.detach() / 2
     all_reduce(total)
-    return total, {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
-
-
-def main(folder: Path, student: Path, teacher: Path) -> None:
-    """Measure everything; every process saves its own numbers."""
-    import warnings
-
-    from helpers_numbers import measure
-
-    warnings.simplefilter("ignore")
-    job = {"kind": "step", "fused_output_layer": True, **STEP}
-    found: dict[str, Any] = {"step": measure(job, student, teacher, folder / "run")}
-    found |= {name: sharded_numbers(*how) for name, how in SHARDED.items()}
-    torch.save(found, folder / f"numbers-{torch.distributed.get_rank()}.pt")
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    gradients = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+    return {"loss": total, "gradients": gradients}

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from crosskd import DistillationConfig, DistillationTrainer, load_model
 from crosskd.errors import TrainingFailed
+from helpers_fused import sharded_numbers
 from helpers_models import examples
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -95,9 +96,11 @@ def poison(trainer: DistillationTrainer, ids: set[str], term: str = "cross_entro
 
 
 def measure(job: dict[str, Any], student: Path, teacher: Path, output: Path) -> dict[str, Any]:
-    """One job: ``kind`` is ``step``, ``evaluate`` or ``poisoned``; the rest are settings."""
+    """One job: ``kind`` is ``step``, ``evaluate``, ``poisoned`` or ``sharded``; the rest are settings."""
     settings = dict(job)
     kind = settings.pop("kind")
+    if kind == "sharded":
+        return sharded_numbers(**settings)
     trainer = make_trainer(student, teacher, output, **settings)
     if kind == "step":
         return step_numbers(trainer)

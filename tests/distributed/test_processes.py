@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import helpers_numbers
+from helpers_fused import SHARDED, whole_numbers
 from helpers_numbers import METHODS, measure
 
 TOLERANCE = 1e-6  # numbers are logged in float32, whose rounding is 6e-8, after a handful of additions
@@ -24,6 +25,8 @@ STEPS = {
     for method, settings in METHODS.items()
     for averaged in (True, False)
 }  # fmt: skip
+# what two processes compute from hidden states is what one does from logits
+FUSED = {**STEPS["multilevel_ot-all"], "fused_output_layer": True}
 EVALUATIONS = {
     f"evaluate-{rows}-{size}": {
         "kind": "evaluate", "method": "sft", "evaluated": rows, "per_device_eval_batch_size": size,
@@ -38,7 +41,7 @@ POISONED = {
         "rows": 8, "logging_steps": 2,
     },
 }  # fmt: skip
-JOBS: dict[str, dict[str, Any]] = {**STEPS, **EVALUATIONS, **POISONED}
+JOBS: dict[str, dict[str, Any]] = {**STEPS, "fused": FUSED, **EVALUATIONS, **POISONED, **SHARDED}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ def one_process(
     known: dict[str, dict[str, Any]] = {}
 
     def measured(job: dict[str, Any]) -> dict[str, Any]:
-        alone = {name: value for name, value in job.items() if name != "average_tokens_across_devices"}
+        apart = ("average_tokens_across_devices", "fused_output_layer")
+        alone = {name: value for name, value in job.items() if name not in apart}
         if job.get("formulation") == "authors":
             alone |= {"gradient_accumulation_steps": 2}
         elif job["kind"] == "step":
@@ -82,7 +86,7 @@ def one_process(
     return measured
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [*STEPS, "fused"])
 def test_two_processes_give_the_numbers_of_one(
     name: str, two_processes: list[dict[str, Any]], one_process: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
@@ -120,3 +124,15 @@ def test_both_processes_stop_for_the_example_of_one(two_processes: list[dict[str
 
 def test_both_processes_drop_the_step_that_one_of_them_cannot_take(two_processes: list[dict[str, Any]]) -> None:
     assert [found["poisoned-skip"]["error"] for found in two_processes] == [None, None]
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_weights_are_gathered_for_the_fused_layer_and_their_gradients_are_whole(
+    name: str, two_processes: list[dict[str, Any]]
+) -> None:
+    loss, gradients = whole_numbers()
+    for found in two_processes:
+        torch.testing.assert_close(found[name]["loss"], loss, rtol=1e-12, atol=0)
+        assert found[name]["gradients"].keys() == gradients.keys()
+        for parameter, gradient in gradients.items():
+            torch.testing.assert_close(found[name]["gradients"][parameter], gradient, rtol=1e-10, atol=1e-10)

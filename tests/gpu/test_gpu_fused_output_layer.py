@@ -6,9 +6,6 @@ Run with ``TRITON_INTERPRET=0 pytest -m gpu tests/gpu``.
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -24,16 +21,11 @@ from crosskd.models.answer_logits import answer_logits
 from crosskd.models.output_layer import FusedOutputLayer
 from crosskd.transport import hidden_logits, hidden_statistics
 from crosskd.transport.hidden_logits import HiddenLogits
+from helpers_gpu import GPU, no_waits
 from helpers_models import tiny_model
 from helpers_steps import METHODS, Step
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "0",
-        reason="needs a CUDA device and TRITON_INTERPRET=0",
-    ),
-]
+pytestmark = GPU
 
 DEVICE = "cuda"
 WIDTH, VOCABULARY = 64, 5_000
@@ -56,17 +48,6 @@ class Layer:
         logits = HiddenLogits(*self.operands) if fused else F.linear(*self.operands)
         terms = self.step.method.terms(replace(self.step.student, logits=logits), targets)
         return torch.autograd.grad(terms["cross_entropy"] + terms["distillation"], self.operands)
-
-
-@contextmanager
-def no_waits() -> Iterator[None]:
-    """Whatever makes the host wait for the device is an error."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def small_chunks(patch: pytest.MonkeyPatch) -> None:

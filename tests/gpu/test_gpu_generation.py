@@ -5,9 +5,7 @@ Run with ``TRITON_INTERPRET=0 pytest -m gpu tests/gpu``.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -19,9 +17,10 @@ from crosskd.evaluation.generation import generate_answers
 from crosskd.evaluation.stopping import AnswerComplete, FiniteLogits, NotFinite
 from crosskd.teacher.sampling import SeededSampling, sampled_generation
 from helpers_families import family_tokenizer, tiny
+from helpers_gpu import GPU, counted_waits
 from helpers_tokenizers import TOKENIZERS, byte_level_tokenizer
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = GPU
 
 BATCH, VOCABULARY = 8, 50_000
 
@@ -40,21 +39,6 @@ def on_both(name: str, answer: Callable[[PreTrainedModel], list[str]]) -> list[l
     """In float64, in which rounding decides no token; float32 differs from device to device."""
     loaded = [tiny(name).model.double().to(device) for device in ("cpu", "cuda")]
     return [answer(model) for model in loaded]
-
-
-@contextmanager
-def waits() -> Iterator[list[int]]:
-    """How often the host waited for the device meanwhile."""
-    count: list[int] = []
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield count
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    count.append(sum("synchroniz" in str(each.message) for each in caught))
 
 
 @pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma3", "pythia", "t5"])
@@ -126,12 +110,12 @@ def on_cpu(tokenizer: object, ids: Tensor) -> list[bool]:
 
 
 def waits_a_token(write: Callable[[int], object], lengths: Sequence[int] = (8, 72)) -> float:
-    counts = []
+    counts: list[int] = []
     for length in lengths:
         write(length)  # kernels are loaded, memory is allocated
-        with waits() as count:
+        with counted_waits() as found:
             write(length)
-        counts += count
+        counts.append(len(found))
     return (counts[1] - counts[0]) / (lengths[1] - lengths[0])
 
 

@@ -5,8 +5,6 @@ Run with ``TRITON_INTERPRET=0 pytest -m gpu tests/gpu``.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable
 
 import pytest
@@ -18,14 +16,9 @@ from crosskd.transport.largest import largest_ids
 from crosskd.transport.matching import match_with_statistics
 from crosskd.transport.ranking import largest_columns
 from crosskd.transport.softmax_statistics import softmax_statistics
+from helpers_gpu import GPU, counted_waits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "0",
-        reason="needs a CUDA device and TRITON_INTERPRET=0",
-    ),
-]
+pytestmark = GPU
 
 BATCH, TOKENS, STUDENT, TEACHER, K = 8, 20, 50_304, 32_000, 50
 
@@ -52,17 +45,11 @@ def chosen_costs(student: Tensor, values: Tensor, student_mask: Tensor, teacher_
 
 
 def waits(action: Callable[[], Tensor]) -> int:
-    """How often the host waits for the device."""
-    action()  # kernels are compiled, memory is allocated
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            action()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("called a synchronizing" in str(each.message) for each in caught)
+    """How often the host waits for the device, once kernels are compiled and memory is allocated."""
+    action()
+    with counted_waits() as found:
+        action()
+    return len(found)
 
 
 @pytest.mark.parametrize("scale", [0.1, 4.0])

@@ -6,10 +6,7 @@ Run with ``TRITON_INTERPRET=0 pytest -m gpu tests/gpu``.
 from __future__ import annotations
 
 import gc
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,45 +19,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from crosskd import DistillationConfig, DistillationTrainer
 from crosskd.models.load import LoadedModel
 from crosskd.training import trainer as trainer_module
+from helpers_gpu import GPU, counted_waits, no_waits
 from helpers_models import SMALL
 from helpers_steps import METHODS, Step
 from helpers_tokenizers import byte_level_tokenizer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "0",
-        reason="needs a CUDA device and TRITON_INTERPRET=0",
-    ),
-]
+pytestmark = GPU
 
 VOCABULARY = 60_000
 BATCH, ANSWER = 4, 256
 LOGITS = BATCH * ANSWER * VOCABULARY
-
-
-@contextmanager
-def no_waits() -> Iterator[None]:
-    """Whatever makes the host wait for the device is an error."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@contextmanager
-def counted_waits(found: list[str]) -> Iterator[None]:
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    found += [str(each.message) for each in caught if "synchroniz" in str(each.message)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -79,8 +47,7 @@ def test_exact_matching_waits_for_one_transfer_each_way() -> None:
     step = Step("exact", torch.bfloat16, "cuda", vocabulary=5_000)
     targets = step.targets()
     step.gradient(targets)
-    found: list[str] = []
-    with counted_waits(found):
+    with counted_waits() as found:
         step.gradient(targets)
     assert len(found) <= 2, found
 

@@ -19,6 +19,8 @@ The gradient is computed together with the value, since the plan is at hand then
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -159,6 +161,23 @@ def _sinkhorn(
             tl.store(of_student + column * columns, tl.sum(slope, 0), mask=j < columns)
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """How a plan is made.
+
+    Attributes:
+        epsilon: Regularization, positive.
+        iterations: Rounds at most.
+        tolerance: Largest deviation of a row's mass from 1 at which a pair stops; 0 runs all rounds.
+        unrolled: Whether the gradient goes through the rounds, or holds the plan constant.
+    """
+
+    epsilon: float
+    iterations: int
+    tolerance: float = 0.0
+    unrolled: bool = True
+
+
 def fits(rows: int, columns: int) -> bool:
     """Whether a plan of this size is one program's."""
     return kernels.power_of_two(max(16, rows)) * kernels.power_of_two(max(16, columns)) <= MOST_ENTRIES
@@ -169,11 +188,7 @@ def sinkhorn_on_chip(
     student: Float[Tensor, "B k N"],
     teacher_mask: Bool[Tensor, "B M"],
     student_mask: Bool[Tensor, "B N"],
-    *,
-    epsilon: float,
-    iterations: int,
-    tolerance: float = 0.0,
-    unrolled: bool = True,
+    settings: Rounds,
     gradient: bool = True,
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B k N"] | None]:
     """``<K_N, C>`` of each pair, and its gradient with respect to the student's probabilities; one launch.
@@ -183,10 +198,7 @@ def sinkhorn_on_chip(
         student: (B, k, N), likewise, in the dtype that is computed in.
         teacher_mask: (B, M), tokens that exist, contiguous.
         student_mask: (B, N), likewise.
-        epsilon: Regularization, positive.
-        iterations: Rounds at most.
-        tolerance: Largest deviation of a row's mass from 1 at which a pair stops; 0 runs all rounds.
-        unrolled: Whether the gradient goes through the rounds, or holds the plan constant.
+        settings: How the plan is made.
         gradient: Whether it is wanted.
     """
     batch, kept, rows = teacher.shape
@@ -194,7 +206,7 @@ def sinkhorn_on_chip(
     padded_rows, padded_columns = (kernels.power_of_two(max(16, number)) for number in (rows, columns))
     distances = student.new_empty(batch)
     of_student = torch.empty_like(student) if gradient else None
-    scratch = student.new_empty((2, batch * iterations * max(padded_rows, padded_columns)))
+    scratch = student.new_empty((2, batch * settings.iterations * max(padded_rows, padded_columns)))
     kernels.launch(
         _sinkhorn,
         (batch,),
@@ -210,12 +222,12 @@ def sinkhorn_on_chip(
         rows,
         columns,
         kept,
-        iterations,
-        tolerance,
-        INV_EPSILON=1 / epsilon,
-        LINEAR=2 / epsilon <= _LARGEST_EXPONENT,
-        STOPS=tolerance > 0,
-        UNROLLED=unrolled,
+        settings.iterations,
+        settings.tolerance,
+        INV_EPSILON=1 / settings.epsilon,
+        LINEAR=2 / settings.epsilon <= _LARGEST_EXPONENT,
+        STOPS=settings.tolerance > 0,
+        UNROLLED=settings.unrolled,
         GRADIENT=gradient,
         ROWS=padded_rows,
         COLUMNS=padded_columns,

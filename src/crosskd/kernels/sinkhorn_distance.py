@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from crosskd.kernels.sinkhorn import fits, sinkhorn_on_chip
+from crosskd.kernels.sinkhorn import Rounds, fits, sinkhorn_on_chip
 from crosskd.kernels.sinkhorn_tiled import sinkhorn_tiled
 
 
@@ -17,11 +17,12 @@ def sinkhorn_with_gradient(
     student: Float[Tensor, "B k N"],
     teacher_mask: Bool[Tensor, "B M"],
     student_mask: Bool[Tensor, "B N"],
-    **settings: Any,
+    settings: Rounds,
+    gradient: bool = True,
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B k N"] | None]:
     """`sinkhorn_on_chip` where the plans fit, else `sinkhorn_tiled`; arguments and results as there."""
     compute = sinkhorn_on_chip if fits(teacher.shape[2], student.shape[2]) else sinkhorn_tiled
-    return compute(teacher, student, teacher_mask, student_mask, **settings)
+    return compute(teacher, student, teacher_mask, student_mask, settings, gradient)
 
 
 def sinkhorn_distance(
@@ -29,7 +30,7 @@ def sinkhorn_distance(
     student: Float[Tensor, "B N k"],
     teacher_mask: Bool[Tensor, "B M"],
     student_mask: Bool[Tensor, "B N"],
-    **settings: Any,
+    settings: Rounds,
 ) -> Float[Tensor, ""]:
     """``<K_N, C>`` summed over pairs, attached to the graph of ``student``.
 
@@ -38,7 +39,7 @@ def sinkhorn_distance(
         student: (B, N, k) probabilities, float32 or float64.
         teacher_mask: (B, M), tokens that exist.
         student_mask: (B, N), likewise.
-        settings: ``epsilon``, ``iterations``, ``tolerance`` and ``unrolled``, see `sinkhorn_on_chip`.
+        settings: How the plans are made.
     """
     masks = teacher_mask.contiguous(), student_mask.contiguous()
     return _Distance.apply(teacher, student, *masks, settings)  # pyright: ignore[reportReturnType]
@@ -54,11 +55,11 @@ class _Distance(torch.autograd.Function):
         student: Tensor,
         teacher_mask: Tensor,
         student_mask: Tensor,
-        settings: dict[str, Any],
+        settings: Rounds,
     ) -> Tensor:
         sides = teacher.mT.contiguous(), student.mT.contiguous()
         wanted = ctx.needs_input_grad[1]
-        distances, gradient = sinkhorn_with_gradient(*sides, teacher_mask, student_mask, gradient=wanted, **settings)
+        distances, gradient = sinkhorn_with_gradient(*sides, teacher_mask, student_mask, settings, wanted)
         ctx.save_for_backward(gradient)
         return distances.sum()
 

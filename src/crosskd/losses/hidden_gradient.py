@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crosskd.kernels import MOST_TEMPERATURES, use_triton
+from crosskd.losses.answer_pass import answer_gradient
 from crosskd.transport.hidden_logits import HiddenLogits
 from crosskd.transport.softmax_statistics import SoftmaxStatistics
 
@@ -84,20 +85,8 @@ def _of_block(
 ) -> Float[Tensor, "B T v"]:
     """Gradient of the logits of columns ``first`` and on, in their dtype."""
     ids = ids - first
-    if use_triton(part) and len(temperatures) <= MOST_TEMPERATURES:
-        from crosskd.kernels.answer_gradient import answer_gradient
-
-        return answer_gradient(
-            part,
-            statistics.maximum.squeeze(-1),
-            statistics.log_sums,
-            temperatures,
-            log_sum_gradient=weights.contiguous(),
-            divided=True,
-            ids=ids,
-            id_gradient=gathered_gradient.contiguous(),
-            into=part,
-        )
+    if use_triton(part) and len(temperatures) <= MOST_TEMPERATURES:  # leaves out ids that are not in the block
+        return answer_gradient(part, temperatures, weights, ids, gathered_gradient, statistics=statistics, into=part)
     shifted = part - statistics.maximum
     gradient = torch.zeros_like(shifted)
     for index, temperature in enumerate(temperatures):

@@ -74,12 +74,12 @@ def sinkhorn_of_sequences(
 ) -> Float[Tensor, ""]:
     """Sinkhorn distance ``<K_N, C>`` between the answer tokens of each sequence (Eq. 17-20), summed."""
     if _by_kernels(columns):
+        from crosskd.kernels.sinkhorn import Rounds
         from crosskd.kernels.sinkhorn_distance import sinkhorn_distance
 
-        unrolled = plan_gradient == "unrolled"
-        settings = {"epsilon": epsilon, "iterations": iterations, "tolerance": tolerance, "unrolled": unrolled}
+        settings = Rounds(epsilon, iterations, tolerance, plan_gradient == "unrolled")
         sides = columns.teacher, columns.student, columns.teacher_mask, columns.student_mask
-        return sinkhorn_distance(*sides, **settings)
+        return sinkhorn_distance(*sides, settings)
     cost = token_cost(columns.teacher, columns.student)
     if columns.teacher_rest is not None:
         cost = cost + columns.teacher_rest.unsqueeze(2)

@@ -48,7 +48,8 @@ def terms_by_kernels(
     by_sequence = settings.ranking == "sequence" and settings.sinkhorn_level == "sequence"
     if isinstance(student.logits, HiddenLogits) or not (use_triton(student.logits) and by_sequence and settings.top_k):
         return None
-    from crosskd.kernels.multilevel_ot import MOST_COLUMNS, Sides, Sinkhorn, Weights, multilevel_terms
+    from crosskd.kernels.multilevel_ot import MOST_COLUMNS, Sides, Weights, multilevel_terms
+    from crosskd.kernels.sinkhorn import Rounds
     from crosskd.kernels.statistics import with_contiguous_rows
 
     teacher = _teacher_columns(settings, student, targets)
@@ -79,8 +80,8 @@ def terms_by_kernels(
         sinkhorn_temperature=settings.sinkhorn_temperature,
     )
     weights = Weights(settings.absolute_difference_weight, settings.sequential_log_weight, settings.sinkhorn_weight)
-    unrolled = settings.plan_gradient == "unrolled"
-    sinkhorn = Sinkhorn(settings.sinkhorn_epsilon, settings.sinkhorn_iterations, settings.sinkhorn_tolerance, unrolled)
+    rounds = settings.sinkhorn_epsilon, settings.sinkhorn_iterations, settings.sinkhorn_tolerance
+    sinkhorn = Rounds(*rounds, settings.plan_gradient == "unrolled")
     return multilevel_terms(logits, sides, weights, sinkhorn)
 
 

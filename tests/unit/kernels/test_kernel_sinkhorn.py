@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosskd.kernels.sinkhorn import fits, sinkhorn_on_chip
+from crosskd.kernels.sinkhorn import Rounds, fits, sinkhorn_on_chip
 from crosskd.kernels.sinkhorn_tiled import sinkhorn_tiled
 from crosskd.transport.sinkhorn import sinkhorn_plan, token_cost
 
@@ -30,10 +30,13 @@ def problem(size: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor
     return teacher, student, masks[0], masks[1]
 
 
-def by_kernel(kernel: Any, given: tuple[Tensor, ...], **settings: Any) -> tuple[Tensor, Tensor | None]:
-    teacher, student, row_mask, column_mask = given
-    distances, gradient = kernel(teacher.mT.contiguous(), student.mT.contiguous(), row_mask, column_mask, **settings)
-    return distances, None if gradient is None else gradient.mT
+def by_kernel(
+    kernel: Any, given: tuple[Tensor, ...], gradient: bool = True, **settings: Any
+) -> tuple[Tensor, Tensor | None]:
+    teacher, student, *masks = given
+    sides = teacher.mT.contiguous(), student.mT.contiguous()
+    distances, of_student = kernel(*sides, *masks, Rounds(**settings), gradient)
+    return distances, None if of_student is None else of_student.mT
 
 
 def by_torch(
