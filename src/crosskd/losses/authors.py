@@ -13,10 +13,10 @@ from torch.nn.functional import pad
 from crosskd.errors import UsageError
 from crosskd.losses.answer_pass import answer_pass
 from crosskd.losses.base import StudentAnswers, required_targets
+from crosskd.losses.levels import MatchedColumns, sinkhorn_of_sequences
 from crosskd.losses.multilevel_ot_settings import AUTHORS_ITERATIONS, MultiLevelOTSettings, Parts
 from crosskd.losses.standardized import shared_columns, standardized
 from crosskd.losses.target_types import TeacherTargets
-from crosskd.transport.sinkhorn import sinkhorn_plan, token_cost
 from crosskd.transport.softmax_statistics import softmax_statistics
 
 _SINKHORN_SCALE = 0.001  # the weight inside of the Sinkhorn term
@@ -134,8 +134,6 @@ def _swapped_log(teacher: Tensor, student: Tensor, padded: _Padded) -> Tensor:
 
 def _padded_sinkhorn(settings: MultiLevelOTSettings, teacher: Tensor, student: Tensor, padded: _Padded) -> Tensor:
     """Step 6: a second softmax at tau_SD, padding included, summed over the batch and made small."""
-    cost = token_cost(
-        (teacher / settings.sinkhorn_temperature).softmax(-1), (student / settings.sinkhorn_temperature).softmax(-1)
-    )
-    plan = sinkhorn_plan(cost, settings.sinkhorn_epsilon, AUTHORS_ITERATIONS, padded.rows, padded.rows)
-    return (plan * cost).sum() * _SINKHORN_SCALE
+    sides = ((side / settings.sinkhorn_temperature).softmax(-1) for side in (teacher, student))
+    columns = MatchedColumns(*sides, padded.rows, padded.rows)
+    return _SINKHORN_SCALE * sinkhorn_of_sequences(columns, settings.sinkhorn_epsilon, AUTHORS_ITERATIONS, "unrolled")

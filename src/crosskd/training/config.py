@@ -113,6 +113,9 @@ class DistillationConfig(TrainingArguments):
     generation_max_new_tokens: int = _setting(150, "longest answer at evaluation, in tokens")
     learning_rate: float = _setting(5e-5, f"initial learning rate ({_PAPER}, on large data: 1e-6)")
     logging_steps: float = _setting(10, "log every so many steps")
+    logging_nan_inf_filter: bool = _setting(
+        False, "leave this off: --on_nonfinite sees to such losses, and the filter waits for the GPU at every step"
+    )
     remove_unused_columns: bool = _setting(False, "leave this off: the trainer brings its own columns")
 
     def __post_init__(self) -> None:
