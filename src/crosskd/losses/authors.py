@@ -134,6 +134,6 @@ def _swapped_log(teacher: Tensor, student: Tensor, padded: _Padded) -> Tensor:
 
 def _padded_sinkhorn(settings: MultiLevelOTSettings, teacher: Tensor, student: Tensor, padded: _Padded) -> Tensor:
     """Step 6: a second softmax at tau_SD, padding included, summed over the batch and made small."""
-    sides = ((side / settings.sinkhorn_temperature).softmax(-1) for side in (teacher, student))
-    columns = MatchedColumns(*sides, padded.rows, padded.rows)
+    teacher, student = ((side / settings.sinkhorn_temperature).softmax(-1) for side in (teacher, student))
+    columns = MatchedColumns(teacher, student, padded.rows, padded.rows)
     return _SINKHORN_SCALE * sinkhorn_of_sequences(columns, settings.sinkhorn_epsilon, AUTHORS_ITERATIONS, "unrolled")
