@@ -249,7 +249,7 @@ def column_costs(
     rows = min(_ROWS, kernels.power_of_two(k))
     kernels.launch(
         _costs,
-        (triton.cdiv(k, rows), triton.cdiv(wanted, 2 * block), batch),
+        (kernels.ceiling_division(k, rows), kernels.ceiling_division(wanted, 2 * block), batch),
         columns.logits,
         columns.maximum,
         columns.log_sums,
@@ -289,12 +289,12 @@ def _assignments(candidates: Any, costs: Any) -> list[Any]:
     """The assignment of each sequence, as many at a time as there are processors."""
     if len(candidates) == 1:
         return [_assignment(candidates[0], costs[0])]
-    return list(_threads().map(_assignment, candidates, costs))
+    return list(_threads(os.getpid()).map(_assignment, candidates, costs))
 
 
 @lru_cache(maxsize=1)
-def _threads() -> ThreadPoolExecutor:
-    """Kept from step to step: to start threads takes longer than an assignment."""
+def _threads(_process: int) -> ThreadPoolExecutor:
+    """Kept from step to step, since starting threads takes longer than an assignment; a fork needs its own."""
     return ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="crosskd-assignment")
 
 
